@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * File descriptors: complete reads and writes under a deadline, unix sockets, passing of fds.
+ * Everything that is opened here is O_CLOEXEC. Functions return >= 0 or a negative errno.
+ */
+
+#include <sys/types.h>
+
+#include "base/deadline.h"
+#include "base/error.h"
+#include "base/util.h"
+
+int fd_set_nonblock(int fd, bool on);
+int fd_set_cloexec(int fd, bool on);
+
+/* Reads exactly n bytes from a non-blocking or blocking fd. 0; -ENODATA when the end came first; -ETIMEDOUT... */
+int read_full(int fd, void *data, size_t n, const struct op *op);
+/* Writes all n bytes; the fd should be non-blocking for the deadline to hold. No SIGPIPE on sockets. */
+int write_full(int fd, const void *data, size_t n, const struct op *op);
+
+/* The longest path that fits a unix socket address, without the NUL. */
+#define UNIX_PATH_MAX_LEN 107
+
+/* A listening non-blocking stream socket at path, mode 0600; a stale socket file there is replaced. */
+int unix_listen(const char *path, int backlog);
+/* Connects a non-blocking stream socket. -ENOENT or -ECONNREFUSED when nobody listens. */
+int unix_connect(const char *path, const struct op *op);
+/* Who is at the other end of a connected unix socket. */
+int unix_peer(int fd, pid_t *ret_pid, uid_t *ret_uid);
+/* Sends one byte with an fd, and its counterpart. */
+int send_fd(int sock, int fd);
+int recv_fd(int sock, const struct op *op);

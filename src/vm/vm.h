@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * One QEMU process and the ways to talk to it.
+ *
+ * A VM has a folder (`dir`, 0700) with everything by which a later daemon finds it again: qmp.sock, agent.sock, the
+ * console FIFO console.out and console.log, its last CONSOLE_KEEP bytes. QEMU runs in a session of its own and
+ * outlives the daemon. A watcher thread per VM copies the console FIFO into the capped log and waits on a pidfd: when
+ * QEMU ends, it calls `exited` once. While no daemon reads, the FIFO keeps the first bytes and QEMU drops the rest, so
+ * a guest that floods its console can fill neither disk nor memory.
+ */
+
+#include "base/deadline.h"
+#include "base/error.h"
+#include "base/process.h"
+#include "base/str.h"
+#include "vm/agent.h"
+#include "vm/platform.h"
+
+#define CONSOLE_KEEP (256u * 1024u) /* bytes of console kept: one file of this size and an older one */
+#define CONSOLE_TAIL_LINES 20u      /* lines shown in errors */
+#define VM_AGENT_STOP_MS 5000       /* for the guest's own shutdown, then QMP quit */
+#define VM_QUIT_MS 2000             /* for QMP quit, then SIGKILL */
+
+enum vm_net {
+        VM_NET_NONE,
+        VM_NET_USER_RESTRICTED, /* a card that reaches nothing: user networking with restrict=on */
+};
+
+struct vm_spec {
+        const char *id;  /* for log lines and QEMU's -name */
+        const char *dir; /* exists; at most UNIX_PATH_MAX_LEN - 16 bytes */
+        unsigned vcpus, memory_mb;
+        const char *disk_path;   /* absolute */
+        const char *disk_format; /* "qcow2" or "raw" */
+        enum vm_net net;
+        const char *mac;
+};
+
+struct vm_callbacks {
+        /* QEMU was started as this process and does nothing yet that must survive: remember it. */
+        int (*spawned)(void *arg, const struct proc_id *proc, struct error *err);
+        /* QEMU ended, by itself or by vm_stop(); on the watcher thread, once. */
+        void (*exited)(void *arg);
+        void *arg;
+};
+
+struct vm;
+
+/* The arguments of QEMU for a spec: pure, for the launch and for its golden test. */
+int vm_argv(const struct platform *p, const struct vm_spec *spec, struct strv *ret);
+
+/* Starts QEMU and waits until the agent serves. On failure nothing is left running; err has the console's last lines.
+ */
+int vm_launch(const struct platform *p, const struct vm_spec *spec, const struct vm_callbacks *cb, const struct op *op,
+              struct vm **ret, struct error *err);
+/* Takes up a VM that an earlier daemon left running. -ESRCH (not_running) when that process is gone. The agent is
+ * connected by the first vm_agent(). */
+int vm_attach(const struct vm_spec *spec, const struct proc_id *proc, const struct vm_callbacks *cb, struct vm **ret,
+              struct error *err);
+/* Finds a QEMU that was started for this folder, by the command lines in /proc: for start-up, when a crash came
+ * between the start and its record. -ESRCH when there is none. */
+int vm_find(const char *dir, struct proc_id *ret);
+
+struct vm *vm_ref(struct vm *vm);
+/* The last reference lets go of the VM without stopping it. Not from inside a callback. Accepts NULL. */
+void vm_unref(struct vm *vm);
+DEFINE_CLEANUP(struct vm *, vm_unref)
+#define _cleanup_vm_ _cleanup_(vm_unrefp)
+
+struct proc_id vm_proc(struct vm *vm);
+bool vm_has_exited(struct vm *vm);
+/* The current connection to the agent, made anew if it was lost. *ret is a reference. One maker at a time; others
+ * wait for it under their own op. */
+int vm_agent(struct vm *vm, const struct op *op, struct agent **ret, struct error *err);
+
+/* Agent shutdown, then QMP quit, then SIGKILL; returns when the process is gone. 0, or -ETIMEDOUT when op ends before
+ * (the process is then killed all the same). */
+int vm_stop(struct vm *vm, const struct op *op, struct error *err);
+/* SIGKILL, then waits for the end. */
+void vm_kill(struct vm *vm);
+
+/* The last lines of a VM's console as sanitised UTF-8, also of one that is gone. -ENOENT: it never ran. */
+int vm_console_tail(const char *dir, unsigned max_lines, struct buf *out);
+/* What QEMU wrote to its standard error. */
+int vm_stderr_tail(const char *dir, unsigned max_lines, struct buf *out);
+/* Private and shared resident memory of a process in bytes, from smaps_rollup. */
+int vm_memory(const struct proc_id *proc, uint64_t *ret_private, uint64_t *ret_shared);
