@@ -22,5 +22,6 @@ int rm_rf(const char *path);
 int file_lock(const char *path);
 /* Bytes free to this user on the file system of path. */
 int disk_free_bytes(const char *path, uint64_t *ret);
-/* Absolute path of a program: as given if it has a slash, else from PATH. -ENOENT. */
+/* Path of a program: as given if it has a slash, else absolute, from PATH and then the usual system folders (an
+ * ordinary user's PATH lacks /usr/sbin). -ENOENT. */
 int find_program(const char *name, char **ret);

@@ -14,7 +14,7 @@
 #include "base/error.h"
 #include "base/util.h"
 
-DEFINE_CLEANUP(json_t *, json_decref)
+/* json_decrefp() is jansson's own. */
 #define _cleanup_json_ _cleanup_(json_decrefp)
 
 #define JSON_DEPTH_MAX 128

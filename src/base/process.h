@@ -19,7 +19,7 @@
 
 struct fd_map {
         int from; /* fd in the parent */
-        int to;   /* number in the child */
+        int to;   /* number in the child, at most 127, each once; -EINVAL otherwise */
 };
 
 struct spawn {
@@ -46,8 +46,9 @@ void process_end(pid_t pid, int64_t grace_ms);
 
 /*
  * Runs a program to its end with /dev/null as standard input and gathers what it prints. `out` and `err_out` may be
- * NULL (discarded); their limits bound the memory, what is beyond is dropped. On deadline or cancel the child is
- * killed. A non-zero exit is an error that carries the last lines of its standard error.
+ * NULL (discarded); their limits bound the memory, what is beyond is dropped. The child gets a session of its own; on
+ * deadline or cancel it is killed with all of its process group. A process that it leaves behind is not waited for.
+ * A non-zero exit is an error that carries the last lines of its standard error.
  */
 int process_run(char *const *argv, const struct op *op, struct buf *out, struct buf *err_out, struct error *err);
 

@@ -23,6 +23,7 @@
 
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 
+/* Their variables have names of their own, so that one may stand inside the other without shadowing. */
 #define MIN(a, b)                       \
         ({                              \
                 __typeof__(a) _a = (a); \
@@ -31,9 +32,9 @@
         })
 #define MAX(a, b)                       \
         ({                              \
-                __typeof__(a) _a = (a); \
-                __typeof__(b) _b = (b); \
-                _a > _b ? _a : _b;      \
+                __typeof__(a) _c = (a); \
+                __typeof__(b) _d = (b); \
+                _c > _d ? _c : _d;      \
         })
 
 #define TAKE_PTR(p)                         \

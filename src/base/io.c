@@ -1,0 +1,248 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/io.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+/* How often a connect() is tried again while the listener's backlog is full: no event tells when it has room. */
+#define CONNECT_RETRY_MS 10
+
+static int fd_set_flag(int fd, int get, int set, int flag, bool on) {
+        int flags = fcntl(fd, get);
+        if (flags < 0)
+                return -errno;
+        int wanted = on ? flags | flag : flags & ~flag;
+        if (wanted != flags && fcntl(fd, set, wanted) < 0)
+                return -errno;
+        return 0;
+}
+
+int fd_set_nonblock(int fd, bool on) {
+        return fd_set_flag(fd, F_GETFL, F_SETFL, O_NONBLOCK, on);
+}
+
+int fd_set_cloexec(int fd, bool on) {
+        return fd_set_flag(fd, F_GETFD, F_SETFD, FD_CLOEXEC, on);
+}
+
+static bool try_again(int err) {
+        return err == EINTR || err == EAGAIN || err == EWOULDBLOCK;
+}
+
+int read_full(int fd, void *data, size_t n, const struct op *op) {
+        char *p = data;
+
+        while (n > 0) {
+                int r = wait_fd(fd, POLLIN, op);
+                if (r < 0)
+                        return r;
+                ssize_t got = read(fd, p, n);
+                if (got == 0)
+                        return -ENODATA;
+                if (got < 0) {
+                        if (try_again(errno))
+                                continue;
+                        return -errno;
+                }
+                p += got;
+                n -= (size_t) got;
+                /* A peer that always has a few more bytes must not outlast the deadline. */
+                if (n > 0 && (r = op_check(op)) < 0)
+                        return r;
+        }
+        return 0;
+}
+
+/* One write that raises no SIGPIPE and does not block on a socket. */
+static ssize_t write_some(int fd, const void *data, size_t n) {
+        ssize_t w = send(fd, data, n, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+        return w < 0 && errno == ENOTSOCK ? write(fd, data, n) : w;
+}
+
+int write_full(int fd, const void *data, size_t n, const struct op *op) {
+        const char *p = data;
+
+        while (n > 0) {
+                int r = wait_fd(fd, POLLOUT, op);
+                if (r < 0)
+                        return r;
+                ssize_t put = write_some(fd, p, n);
+                if (put < 0) {
+                        if (try_again(errno))
+                                continue;
+                        return -errno;
+                }
+                p += put;
+                n -= (size_t) put;
+                if (n > 0 && (r = op_check(op)) < 0)
+                        return r;
+        }
+        return 0;
+}
+
+static int unix_address(const char *path, struct sockaddr_un *ret) {
+        size_t n = strlen(path);
+
+        if (n == 0)
+                return -EINVAL;
+        if (n > UNIX_PATH_MAX_LEN)
+                return -ENAMETOOLONG;
+        *ret = (struct sockaddr_un){.sun_family = AF_UNIX};
+        memcpy(ret->sun_path, path, n);
+        return 0;
+}
+
+static int unix_socket(void) {
+        int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+        return fd < 0 ? -errno : fd;
+}
+
+/* Removes a socket file that nobody listens on; -EADDRINUSE when somebody does, or when it is no socket. */
+static int remove_stale(const struct sockaddr_un *address) {
+        struct stat st;
+
+        if (lstat(address->sun_path, &st) < 0)
+                return errno == ENOENT ? 0 : -errno;
+        if (!S_ISSOCK(st.st_mode))
+                return -EADDRINUSE;
+
+        _cleanup_close_ int fd = unix_socket();
+        if (fd < 0)
+                return fd;
+        /* A full backlog (EAGAIN) belongs to a live listener too. */
+        if (connect(fd, (const struct sockaddr *) address, sizeof(*address)) == 0 || errno != ECONNREFUSED)
+                return -EADDRINUSE;
+        return unlink(address->sun_path) < 0 && errno != ENOENT ? -errno : 0;
+}
+
+int unix_listen(const char *path, int backlog) {
+        struct sockaddr_un address;
+
+        int r = unix_address(path, &address);
+        if (r < 0)
+                return r;
+        _cleanup_close_ int fd = unix_socket();
+        if (fd < 0)
+                return fd;
+        r = remove_stale(&address);
+        if (r < 0)
+                return r;
+
+        /* On Linux bind() gives the file the mode of the socket (unix_bind_bsd() in net/unix/af_unix.c), so that it is
+         * closed to others from its first moment, without touching the umask, which all threads share. */
+        if (fchmod(fd, 0600) < 0)
+                return -errno;
+        if (bind(fd, (const struct sockaddr *) &address, sizeof(address)) < 0)
+                return -errno;
+        if (listen(fd, backlog) < 0) {
+                r = -errno;
+                unlink(path);
+                return r;
+        }
+        return TAKE_FD(fd);
+}
+
+int unix_connect(const char *path, const struct op *op) {
+        struct sockaddr_un address;
+
+        int r = unix_address(path, &address);
+        if (r < 0)
+                return r;
+        _cleanup_close_ int fd = unix_socket();
+        if (fd < 0)
+                return fd;
+        while (connect(fd, (const struct sockaddr *) &address, sizeof(address)) < 0) {
+                if (!try_again(errno))
+                        return -errno;
+                r = op_check(op);
+                if (r < 0)
+                        return r;
+                struct op pause = op_sub(op, CONNECT_RETRY_MS);
+                r = wait_fd(-1, 0, &pause);
+                if (r < 0 && r != -ETIMEDOUT)
+                        return r;
+        }
+        return TAKE_FD(fd);
+}
+
+int unix_peer(int fd, pid_t *ret_pid, uid_t *ret_uid) {
+        struct ucred cred;
+        socklen_t len = sizeof(cred);
+
+        if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
+                return -errno;
+        if (ret_pid)
+                *ret_pid = cred.pid;
+        if (ret_uid)
+                *ret_uid = cred.uid;
+        return 0;
+}
+
+/* The ancillary buffer of one message with one fd, aligned as cmsg(3) wants it. */
+union fd_control {
+        struct cmsghdr header;
+        char space[CMSG_SPACE(sizeof(int))];
+};
+
+int send_fd(int sock, int fd) {
+        union fd_control control = {0};
+        char byte = 0;
+        struct iovec iov = {.iov_base = &byte, .iov_len = 1};
+        struct msghdr msg = {
+                .msg_iov = &iov,
+                .msg_iovlen = 1,
+                .msg_control = &control,
+                .msg_controllen = sizeof(control.space),
+        };
+        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof(int));
+        memcpy(CMSG_DATA(c), &fd, sizeof(fd));
+
+        ssize_t n;
+        do
+                n = sendmsg(sock, &msg, MSG_NOSIGNAL);
+        while (n < 0 && errno == EINTR);
+        return n < 0 ? -errno : 0;
+}
+
+int recv_fd(int sock, const struct op *op) {
+        union fd_control control;
+        char byte;
+        struct iovec iov = {.iov_base = &byte, .iov_len = 1};
+        struct msghdr msg;
+        ssize_t n;
+
+        do {
+                int r = wait_fd(sock, POLLIN, op);
+                if (r < 0)
+                        return r;
+                msg = (struct msghdr){
+                        .msg_iov = &iov,
+                        .msg_iovlen = 1,
+                        .msg_control = &control,
+                        .msg_controllen = CMSG_LEN(sizeof(int)), /* with the padding a second fd would fit */
+                };
+                n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+        } while (n < 0 && try_again(errno));
+        if (n < 0)
+                return -errno;
+
+        /* There is room for one fd: what a peer sends beyond it, the kernel drops, and says so by MSG_CTRUNC. */
+        _cleanup_close_ int fd = -1;
+        for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c))
+                if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len >= CMSG_LEN(sizeof(int)))
+                        memcpy(&fd, CMSG_DATA(c), sizeof(fd));
+        if (n == 0)
+                return -ENODATA;
+        if (fd < 0 || msg.msg_flags & MSG_CTRUNC)
+                return -EBADMSG;
+        return TAKE_FD(fd);
+}

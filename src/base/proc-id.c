@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+#include "base/file.h"
+#include "base/process.h"
+#include "base/str.h"
+
+/* /proc/PID/stat is one line of some 50 numbers and a name of 15 characters (64 for kernel threads). */
+#define STAT_MAX 4096u
+/* Fields of that line, counted from 1 as in proc(5). */
+#define STAT_STATE 3
+#define STAT_START 22
+
+int boot_id_read(char *ret) {
+        _cleanup_free_ char *text = NULL;
+
+        int r = file_read_all("/proc/sys/kernel/random/boot_id", STAT_MAX, &text, NULL);
+        if (r < 0)
+                return r;
+        text[strcspn(text, "\n")] = 0;
+        if (!uuid_valid(text))
+                return -EBADMSG;
+        memcpy(ret, text, BOOT_ID_LEN + 1);
+        return 0;
+}
+
+/* The start time of a process that runs; -ESRCH also for one that is dead and only waits to be reaped. */
+static int read_start(pid_t pid, uint64_t *ret) {
+        char path[64];
+        _cleanup_free_ char *text = NULL;
+
+        snprintf(path, sizeof(path), "/proc/%d/stat", (int) pid);
+        int r = file_read_all(path, STAT_MAX, &text, NULL);
+        if (r == -ENOENT)
+                return -ESRCH;
+        if (r < 0)
+                return r;
+
+        /* The name stands in parentheses and may hold any character, these and blanks included: the last one ends it.
+         */
+        char *p = strrchr(text, ')');
+        if (!p)
+                return -EBADMSG;
+        char *save = NULL, *field = strtok_r(p + 1, " \n", &save);
+        for (int i = STAT_STATE; field; field = strtok_r(NULL, " \n", &save), i++) {
+                if (i == STAT_STATE && strchr("ZXx", *field))
+                        return -ESRCH;
+                if (i == STAT_START)
+                        return parse_u64(field, ret);
+        }
+        return -EBADMSG;
+}
+
+int proc_id_read(pid_t pid, struct proc_id *ret) {
+        struct proc_id id = {.pid = pid};
+
+        if (pid <= 0)
+                return -ESRCH;
+        int r = read_start(pid, &id.start_ticks);
+        if (r < 0)
+                return r;
+        r = boot_id_read(id.boot_id);
+        if (r < 0)
+                return r;
+        *ret = id;
+        return 0;
+}
+
+int proc_id_open(const struct proc_id *id) {
+        struct proc_id now;
+
+        /* The pidfd first: what is read afterwards is either about the process that it holds, or about one that took
+         * the pid later and has another start time. */
+        _cleanup_close_ int fd = pidfd_of(id->pid);
+        if (fd < 0)
+                return fd;
+        int r = proc_id_read(id->pid, &now);
+        if (r < 0)
+                return r;
+        if (now.start_ticks != id->start_ticks || !str_eq(now.boot_id, id->boot_id))
+                return -ESRCH;
+        return TAKE_FD(fd);
+}
+
+int pidfd_of(pid_t pid) {
+        if (pid <= 0)
+                return -ESRCH;
+        int fd = (int) syscall(SYS_pidfd_open, pid, 0);
+        return fd < 0 ? -errno : fd;
+}
+
+int pidfd_signal(int pidfd, int sig) {
+        return syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0) < 0 ? -errno : 0;
+}
