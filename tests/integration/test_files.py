@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of a real VM."""
+
+import base64
+import hashlib
+import os
+
+import pytest
+from mcp_client import ToolError
+
+MIB = 1024 * 1024
+
+
+def test_write_read_and_mode(shared_client, workspace):
+    text = "first\nsecond ünïcode ✓\n"
+    written = shared_client.call("file_write", workspace_id=workspace, path="/tmp/new/deep/a.txt", content=text,
+                                 mode="0640")
+    assert written["bytes_written"] == len(text.encode())
+    assert shared_client.call("file_read", workspace_id=workspace, path="/tmp/new/deep/a.txt") == text
+    stat = shared_client.call("exec", workspace_id=workspace, command="stat -c '%a %U' /tmp/new/deep/a.txt")
+    assert stat["stdout"] == "640 root\n"
+
+
+def test_every_byte_survives_in_base64(shared_client, workspace):
+    data = bytes(range(256)) * 300
+    shared_client.call("file_write", workspace_id=workspace, path="/tmp/blob", encoding="base64",
+                       content=base64.b64encode(data).decode())
+    back = shared_client.call("file_read", workspace_id=workspace, path="/tmp/blob", encoding="base64")
+    assert base64.b64decode(back) == data
+    with pytest.raises(ToolError) as caught:
+        shared_client.call("file_read", workspace_id=workspace, path="/tmp/blob")
+    assert "base64" in caught.value.text
+
+
+def test_one_hundred_mebibytes(shared_client, workspace):
+    piece = os.urandom(5 * MIB)
+    digest = hashlib.sha256()
+    for number in range(20):
+        shared_client.call("file_write", workspace_id=workspace, path="/tmp/large", encoding="base64",
+                           content=base64.b64encode(piece).decode(), append=number > 0)
+        digest.update(piece)
+    result = shared_client.call("exec", workspace_id=workspace, command="sha256sum /tmp/large; stat -c %s /tmp/large")
+    assert result["stdout"].split()[0] == digest.hexdigest()
+    assert result["stdout"].split()[-1] == str(100 * MIB)
+    # Read back from the middle and the end, over the border of two pieces.
+    limit = 300_000
+    for offset in (0, 5 * MIB - 1000, 99 * MIB + 777):
+        text = shared_client.call("file_read", workspace_id=workspace, path="/tmp/large", encoding="base64",
+                                  offset=offset, limit=limit)
+        at = offset % (5 * MIB)
+        assert base64.b64decode(text) == (piece + piece)[at:at + limit]
+
+
+def test_reading_parts(shared_client, workspace):
+    shared_client.call("exec", workspace_id=workspace, command="seq 1 1000000 > /tmp/numbers")
+    by_lines = shared_client.call("file_read", workspace_id=workspace, path="/tmp/numbers", start_line=500_000,
+                                  line_count=3)
+    assert by_lines.startswith("500000\n500001\n500002\n")
+    by_bytes = shared_client.call("file_read", workspace_id=workspace, path="/tmp/numbers", offset=2, limit=4)
+    assert by_bytes.startswith("2\n3\n")
+
+
+def test_an_edit_changes_the_first_place_only_unless_told(shared_client, workspace):
+    def edit(**options):
+        return shared_client.call("file_edit", workspace_id=workspace, path="/tmp/e.py", **options)
+
+    shared_client.call("file_write", workspace_id=workspace, path="/tmp/e.py", content="a = 1\nb = a\nc = a\n",
+                       mode="0755")
+    first = edit(old_string="a", new_string="alpha")
+    assert (first["replacements"], first["other_matches"]) == (1, 2)
+    rest = edit(old_string="= a", new_string="= alpha", replace_all=True)
+    # "= alpha" was not there yet: both remaining places change.
+    assert rest["replacements"] == 2
+    assert shared_client.call("file_read", workspace_id=workspace, path="/tmp/e.py") == \
+        "alpha = 1\nb = alpha\nc = alpha\n"
+    mode = shared_client.call("exec", workspace_id=workspace, command="stat -c %a /tmp/e.py")
+    assert mode["stdout"] == "755\n"
+
+
+def test_an_edit_that_finds_nothing_shows_the_nearest_lines(shared_client, workspace):
+    content = "def alpha():\n    return compute_total(x)\n\ndef beta():\n    return 2\n"
+    shared_client.call("file_write", workspace_id=workspace, path="/tmp/near.py", content=content)
+    with pytest.raises(ToolError) as caught:
+        shared_client.call("file_edit", workspace_id=workspace, path="/tmp/near.py",
+                           old_string="    return compute_totals(x)", new_string="y")
+    assert caught.value.code == "not_found" and "compute_total(x)" in caught.value.text
+    assert shared_client.call("file_read", workspace_id=workspace, path="/tmp/near.py") == content
+
+
+def test_listing(shared_client, workspace):
+    shared_client.call("exec", workspace_id=workspace, command=(
+        "mkdir -p /tmp/l/sub && cd /tmp/l && echo hi > file && chmod 600 file && ln -s file link && mkfifo pipe && "
+        "touch sub/inner \"$(printf 'odd\\nname')\""))
+    plain = shared_client.call("file_list", workspace_id=workspace, path="/tmp/l")
+    kinds = {e["name"]: e["kind"] for e in plain["entries"]}
+    assert kinds == {"file": "file", "link": "symlink", "pipe": "other", "sub": "directory", "odd\nname": "file"}
+    entry = next(e for e in plain["entries"] if e["name"] == "file")
+    assert entry["size"] == 3 and entry["permissions"] == "0600" and entry["modified"].endswith("Z")
+    assert plain["truncated"] is False
+    deep = shared_client.call("file_list", workspace_id=workspace, path="/tmp/l", recursive=True)
+    assert "sub/inner" in {e["name"] for e in deep["entries"]}
+    few = shared_client.call("file_list", workspace_id=workspace, path="/tmp/l", max_entries=2)
+    assert len(few["entries"]) == 2 and few["truncated"] is True
+
+
+@pytest.mark.parametrize("tool, options", [
+    ("file_read", {}), ("file_list", {}), ("file_edit", {"old_string": "a", "new_string": "b"})])
+def test_what_is_not_there_is_named(shared_client, workspace, tool, options):
+    with pytest.raises(ToolError) as caught:
+        shared_client.call(tool, workspace_id=workspace, path="/no/such/thing", **options)
+    assert caught.value.code == "not_found" and "/no/such/thing" in caught.value.text
+
+
+def test_a_relative_path_is_refused(shared_client, workspace):
+    with pytest.raises(ToolError) as caught:
+        shared_client.call("file_write", workspace_id=workspace, path="relative", content="x")
+    assert caught.value.code == "invalid_argument" and "relative" in caught.value.text
+
+
+def test_a_folder_is_no_file(shared_client, workspace):
+    for tool, options in (("file_read", {}), ("file_write", {"content": "x"})):
+        with pytest.raises(ToolError) as caught:
+            shared_client.call(tool, workspace_id=workspace, path="/etc", **options)
+        assert "/etc" in caught.value.text
+    assert shared_client.call("exec", workspace_id=workspace, command="test -d /etc")["exit_code"] == 0
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_file(shared_client, workspace):
+    shared_client.call("exec", workspace_id=workspace, command=(
+        "mkdir -p /tmp/small && mount -t tmpfs -o size=1m t /tmp/small && echo old > /tmp/small/keep"))
+    with pytest.raises(ToolError) as caught:
+        shared_client.call("file_write", workspace_id=workspace, path="/tmp/small/keep", content="x" * (2 * MIB))
+    assert caught.value.code == "no_space"
+    result = shared_client.call("exec", workspace_id=workspace, command="cat /tmp/small/keep; ls -A /tmp/small")
+    assert result["stdout"] == "old\nkeep\n"
