@@ -15,7 +15,7 @@ struct frame {
 
 struct frame_decoder {
         struct buf in;   /* bytes not yet decoded */
-        size_t consumed; /* bytes of `in` that the last frame took */
+        size_t consumed; /* bytes of `in` that frames already handed out took */
 };
 
 void frame_decoder_init(struct frame_decoder *d);

@@ -8,10 +8,12 @@
  * magic in whatever arrives, answers with its own magic and the same nonce; the host throws away everything before
  * exactly that answer, which old bytes cannot contain. From there on both speak frames, WIRE_HELLO first.
  *
- * Lost bytes: the host repeats the preamble, with a new nonce each time, every HANDSHAKE_RETRY_MS. A guest that is
- * stuck in the middle of an old frame would swallow preambles as its payload; from the second try on the host
- * therefore first sends WIRE_FRAME_MAX + 16 zero bytes: they complete any frame, and a zero length, which no frame
- * has, then throws the guest's decoder back to looking for the magic.
+ * Lost bytes: the host repeats the preamble, with a new nonce each time, after HANDSHAKE_RETRY_MS and then at growing
+ * intervals (a guest that needs longer than the interval would otherwise always answer the last but one), but not while
+ * the other end has not even read the last try. A guest that is stuck in the middle of an old frame would swallow
+ * preambles as its payload; from the second try on the host therefore first sends WIRE_FRAME_MAX + 16 zero bytes: they
+ * complete any frame, and a zero length, which no frame has, then throws the guest's decoder back to looking for the
+ * magic.
  */
 
 #include "base/deadline.h"
@@ -22,7 +24,8 @@
 #define HANDSHAKE_RETRY_MS 250
 #define HANDSHAKE_SKIP_MAX (16u * 1024u * 1024u) /* bytes of garbage the host passes over before it gives up */
 
-/* Host side: until the guest has answered. The fd is non-blocking. -EPROTO after HANDSHAKE_SKIP_MAX bytes. */
+/* Host side: until the guest has answered. The fd is non-blocking. No byte behind the answer is read. -EPROTO after
+ * HANDSHAKE_SKIP_MAX bytes. */
 int handshake_host(int fd, const struct op *op, struct error *err);
 
 /* Guest side, incremental, no I/O: feed bytes; 1 when a preamble is complete and *answer has the bytes to send back;

@@ -41,7 +41,8 @@ struct mux_callbacks {
 int mux_start(int fd, enum mux_side side, const void *early, size_t early_len, json_t *hello,
               const struct mux_callbacks *cb, struct mux **ret, struct error *err);
 struct mux *mux_ref(struct mux *m);
-/* The last reference closes the connection and joins its thread; not from inside a callback. Accepts NULL. */
+/* The last reference closes the connection and joins its thread, so hold no lock that a callback takes. From inside a
+ * callback it does not join: the thread then ends by itself after the callback. Accepts NULL. */
 void mux_unref(struct mux *m);
 DEFINE_CLEANUP(struct mux *, mux_unref)
 #define _cleanup_mux_ _cleanup_(mux_unrefp)
@@ -89,9 +90,13 @@ struct mux_event {
 void mux_event_clear(struct mux_event *e);
 #define _cleanup_mux_event_ _cleanup_(mux_event_clear)
 
-/* The next event in the order in which the peer sent them; credit is renewed for data that was taken.
- * 0, -ETIMEDOUT, -ECANCELED. One receiver per stream at a time. */
+/* The next event in the order in which the peer sent them; credit is renewed for data that was taken. What *ret held
+ * before is released (start with MUX_EVENT_INIT). 0, -ETIMEDOUT (also when an event is there but the deadline has
+ * passed, so that a peer that never stops sending cannot outlast it), -ECANCELED, -ENOMEM. One receiver per stream at
+ * a time. */
 int mux_recv(struct mux_stream *s, const struct op *op, struct mux_event *ret);
+/* Whether the peer has closed the stream: for a receiver that has reason not to take what waits before MUX_CLOSED. */
+bool mux_stream_closed(struct mux_stream *s);
 
 /* Helpers for one question and one answer. Turns {type:"error"} and a lost connection into err (guest_unreachable for
  * the latter, timeout for a passed deadline); *ret (owned, may be NULL) is the "ok" message. */

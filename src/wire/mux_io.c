@@ -1,0 +1,359 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <poll.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "base/json.h"
+#include "wire/channel.h"
+#include "wire/mux_internal.h"
+
+/* The connection whose thread this is: known without a lock, also before thread_start() has returned. */
+static _Thread_local const struct mux *own_mux;
+
+bool mux_on_own_thread(const struct mux *m) {
+        return own_mux == m;
+}
+
+void mux_wake(struct mux *m) {
+        /* It fails only when the counter is full: then it is readable anyway. */
+        (void) eventfd_write(m->wake_fd, 1);
+}
+
+/* Writing is over; what was to be written never will be. The thread reads on until the channel is empty. */
+static void writing_failed_locked(struct mux *m, int err) {
+        m->write_err = err;
+        buf_free(&m->out);
+        buf_free(&m->answers);
+        m->out_sent = 0;
+        pthread_cond_broadcast(&m->cond);
+        mux_wake(m);
+}
+
+/* Moves frames that waited for room to `out`. */
+static void refill_locked(struct mux *m) {
+        if (mux_waiting_locked(m) >= MUX_OUT_HIGH)
+                return;
+        if (m->answers.len > 0) {
+                if (buf_append(&m->out, m->answers.data, m->answers.len) == 0)
+                        buf_clear(&m->answers);
+                else
+                        mux_lose_locked(m, -ENOBUFS);
+        }
+        if (m->credit_due)
+                stream_credits_locked(m);
+}
+
+static void out_written_locked(struct mux *m, size_t n) {
+        m->out_sent += n;
+        if (m->out_sent == m->out.len) {
+                m->out_sent = 0;
+                if (m->out.cap > MUX_KEEP_MAX)
+                        buf_free(&m->out);
+                else
+                        buf_clear(&m->out);
+        } else if (m->out_sent >= m->out.len - m->out_sent) {
+                buf_consume(&m->out, m->out_sent);
+                m->out_sent = 0;
+        }
+}
+
+void mux_flush_locked(struct mux *m) {
+        bool wrote = false;
+
+        refill_locked(m);
+        while (!m->lost && m->write_err == 0 && mux_waiting_locked(m) > 0) {
+                ssize_t n = channel_write(m->fd, m->is_socket, m->out.data + m->out_sent, mux_waiting_locked(m));
+                if (n == -EAGAIN)
+                        break;
+                if (n < 0) {
+                        writing_failed_locked(m, (int) n);
+                        return;
+                }
+                out_written_locked(m, (size_t) n);
+                wrote = true;
+                refill_locked(m);
+        }
+        if (wrote && mux_waiting_locked(m) < MUX_OUT_HIGH)
+                pthread_cond_broadcast(&m->cond);
+}
+
+int mux_append_locked(struct mux *m, enum wire_kind kind, uint32_t stream, const void *a, size_t a_len, const void *b,
+                      size_t b_len) {
+        int r;
+
+        if (m->lost || m->write_err != 0)
+                return -ENOTCONN;
+
+        bool waited = mux_waiting_locked(m) > 0;
+        /* The limit is on what waits, not on what was written and is not moved away yet. */
+        if (m->out.len + WIRE_HEADER_LEN + a_len + b_len > WIRE_OUT_MAX) {
+                buf_consume(&m->out, m->out_sent);
+                m->out_sent = 0;
+        }
+        r = frame_encode(&m->out, kind, stream, a, a_len, b, b_len);
+        if (r == -ENOBUFS) {
+                mux_lose_locked(m, r);
+                return -ENOTCONN;
+        }
+        if (r < 0 || waited)
+                return r;
+
+        mux_flush_locked(m);
+        if (mux_waiting_locked(m) > 0)
+                mux_wake(m);
+        return 0;
+}
+
+int mux_answer_locked(struct mux *m, enum wire_kind kind, uint32_t stream, const void *payload, size_t len) {
+        int r;
+
+        if (m->lost || m->write_err != 0)
+                return 0;
+        if (mux_waiting_locked(m) < MUX_OUT_HIGH && m->answers.len == 0) {
+                r = mux_append_locked(m, kind, stream, payload, len, NULL, 0);
+                return r == -ENOTCONN ? 0 : r;
+        }
+        return frame_encode(&m->answers, kind, stream, payload, len, NULL, 0);
+}
+
+static void refuse_locked(struct mux *m, uint32_t stream, enum error_code code, const char *why) {
+        _cleanup_error_ struct error e = ERROR_INIT;
+        _cleanup_buf_ struct buf text = BUF_INIT(MUX_REASON_MAX);
+
+        error_set(&e, code, "%s", why);
+        stream_reason(&e, &text);
+        int r = mux_answer_locked(m, WIRE_CLOSE, stream, text.data, text.len);
+        if (r < 0)
+                mux_lose_locked(m, r);
+}
+
+static int take_hello(struct mux *m, const struct frame *f) {
+        _cleanup_json_ json_t *hello = NULL;
+        const char *type;
+
+        if (f->kind != WIRE_HELLO || f->stream != 0)
+                return -EPROTO;
+        if (json_parse((const char *) f->payload, f->payload_len, MUX_HELLO_MAX, WIRE_JSON_DEPTH_MAX, &hello, NULL) <
+                    0 ||
+            json_get_str(hello, "type", &type, NULL) < 0 || strcmp(type, "hello") != 0)
+                return -EPROTO;
+
+        LOCK(&m->lock);
+        m->hello = TAKE_PTR(hello);
+        pthread_cond_broadcast(&m->cond);
+        return 0;
+}
+
+/* Whether the peer may open a stream with this id. */
+static bool is_peers_id(const struct mux *m, uint32_t id) {
+        return id != 0 && (id % 2 == 1) == (m->side == MUX_GUEST);
+}
+
+/* The new stream in *ret, or NULL if it was refused. */
+static void open_locked(struct mux *m, const struct frame *f, json_t *request, struct mux_stream **ret) {
+        struct mux_stream *known = stream_find_locked(m, f->stream);
+        const char *type;
+        int r;
+
+        *ret = NULL;
+        if (known) {
+                stream_abort_locked(known, "it opened the stream twice");
+                return;
+        }
+        if (!is_peers_id(m, f->stream)) {
+                refuse_locked(m, f->stream, ERROR_INVALID_ARGUMENT, "This number of a stream is not yours to open.");
+                return;
+        }
+        if (!m->cb.opened) {
+                refuse_locked(m, f->stream, ERROR_UNSUPPORTED, "This side takes no requests.");
+                return;
+        }
+        if (json_get_str(request, "type", &type, NULL) < 0) {
+                refuse_locked(m, f->stream, ERROR_INVALID_ARGUMENT, "A request is a JSON object with a \"type\".");
+                return;
+        }
+        r = stream_new_locked(m, f->stream, ret);
+        if (r == -EMFILE)
+                refuse_locked(m, f->stream, ERROR_QUOTA_EXCEEDED, "Too many streams are open on this connection.");
+        else if (r < 0)
+                refuse_locked(m, f->stream, ERROR_INTERNAL, "Out of memory.");
+}
+
+static void take_open(struct mux *m, const struct frame *f) {
+        _cleanup_json_ json_t *request = NULL;
+        struct mux_stream *s;
+
+        if (f->stream == 0)
+                return;
+        /* Not worth parsing when nobody takes it. What is wrong with it open_locked() finds: request is NULL then. */
+        if (m->cb.opened)
+                (void) json_parse((const char *) f->payload, f->payload_len, WIRE_FRAME_MAX, WIRE_JSON_DEPTH_MAX,
+                                  &request, NULL);
+        pthread_mutex_lock(&m->lock);
+        open_locked(m, f, request, &s);
+        pthread_mutex_unlock(&m->lock);
+        if (s)
+                m->cb.opened(m->cb.arg, s, TAKE_PTR(request));
+}
+
+static int take_ping(struct mux *m, const struct frame *f) {
+        if (f->stream != 0 || f->payload_len > MUX_PING_MAX)
+                return 0;
+        LOCK(&m->lock);
+        return mux_answer_locked(m, WIRE_PONG, 0, f->payload, f->payload_len);
+}
+
+static void take_pong(struct mux *m, const struct frame *f) {
+        uint64_t number;
+
+        if (f->stream != 0 || f->payload_len != sizeof(number))
+                return;
+        memcpy(&number, f->payload, sizeof(number));
+        LOCK(&m->lock);
+        if (number > m->ping_sent || number <= m->ping_answered)
+                return;
+        m->ping_answered = number;
+        pthread_cond_broadcast(&m->cond);
+}
+
+static int take_frame(struct mux *m, const struct frame *f) {
+        if (!m->hello) /* only this thread sets it */
+                return take_hello(m, f);
+
+        switch (f->kind) {
+        case WIRE_OPEN:
+                take_open(m, f);
+                return 0;
+        case WIRE_PING:
+                return take_ping(m, f);
+        case WIRE_PONG:
+                take_pong(m, f);
+                return 0;
+        case WIRE_MSG:
+        case WIRE_DATA:
+        case WIRE_EOF:
+        case WIRE_CREDIT:
+        case WIRE_CLOSE: {
+                LOCK(&m->lock);
+                struct mux_stream *s = stream_find_locked(m, f->stream);
+                if (s)
+                        stream_input_locked(s, f);
+                return 0;
+        }
+        default: /* of a later version: passed over */
+                return 0;
+        }
+}
+
+/* Whether nothing more is taken in: the peer lets too many answers wait (mux_internal.h), or it is over. */
+static bool paused(struct mux *m) {
+        LOCK(&m->lock);
+        return m->lost || m->answers.len > MUX_ANSWERS_MAX;
+}
+
+int mux_process(struct mux *m) {
+        struct frame f;
+        int r = 0;
+
+        while (r == 0 && !paused(m)) {
+                r = frame_decoder_next(&m->decoder, &f);
+                if (r <= 0)
+                        return r;
+                r = take_frame(m, &f);
+        }
+        return r;
+}
+
+int mux_input(struct mux *m) {
+        uint8_t piece[MUX_READ_CHUNK];
+        ssize_t n = channel_read(m->fd, piece, sizeof(piece));
+        int r;
+
+        if (n == -EAGAIN)
+                return 1;
+        if (n <= 0)
+                return n == 0 ? -ENODATA : (int) n;
+        r = frame_decoder_feed(&m->decoder, piece, (size_t) n);
+        return r < 0 ? r : mux_process(m);
+}
+
+/* What the thread has to wait for, and whether at all: with writing broken it only empties the channel. Negative: the
+ * connection was ended by somebody. */
+static int wanted_events(struct mux *m, short *ret, int *ret_timeout) {
+        LOCK(&m->lock);
+        if (m->lost)
+                return -ESHUTDOWN;
+        *ret = 0;
+        *ret_timeout = m->write_err != 0 ? 0 : -1;
+        if (m->answers.len <= MUX_ANSWERS_MAX)
+                *ret |= POLLIN;
+        if (mux_waiting_locked(m) > 0)
+                *ret |= POLLOUT;
+        return 0;
+}
+
+static int io_step(struct mux *m) {
+        struct pollfd p[] = {{.fd = m->fd}, {.fd = m->wake_fd, .events = POLLIN}};
+        eventfd_t count;
+        int r, timeout, write_err;
+
+        r = wanted_events(m, &p[0].events, &timeout);
+        if (r < 0)
+                return r;
+        if (poll(p, ARRAY_SIZE(p), timeout) < 0)
+                return errno == EINTR ? 0 : -errno;
+        if (p[1].revents)
+                (void) eventfd_read(m->wake_fd, &count);
+
+        pthread_mutex_lock(&m->lock);
+        if (p[0].revents & POLLOUT)
+                mux_flush_locked(m);
+        write_err = m->write_err;
+        pthread_mutex_unlock(&m->lock);
+
+        /* Frames that were left in the decoder by a pause come first; only an emptied decoder is fed again. */
+        r = mux_process(m);
+        if (r < 0)
+                return r;
+        if (!(p[0].events & POLLIN))
+                return p[0].revents & (POLLHUP | POLLERR) ? -ECONNRESET : 0;
+        if (write_err == 0 && !(p[0].revents & ~POLLOUT))
+                return 0;
+        if (paused(m))
+                return 0;
+        r = mux_input(m);
+        if (r == 1) {
+                if (write_err != 0)
+                        return write_err;
+                return p[0].revents & (POLLHUP | POLLERR) ? -ECONNRESET : 0;
+        }
+        return r;
+}
+
+void mux_end(struct mux *m, int err) {
+        pthread_mutex_lock(&m->lock);
+        mux_lose_locked(m, err);
+        err = m->lost_err;
+        m->fd = close_fd(m->fd);
+        buf_free(&m->out);
+        buf_free(&m->answers);
+        m->out_sent = 0;
+        stream_table_clear_locked(m);
+        pthread_mutex_unlock(&m->lock);
+
+        if (m->cb.lost)
+                m->cb.lost(m->cb.arg, err);
+}
+
+void *mux_thread(void *arg) {
+        struct mux *m = arg;
+        int r;
+
+        own_mux = m;
+        r = mux_process(m); /* what came behind the handshake */
+        while (r == 0)
+                r = io_step(m);
+        mux_end(m, r);
+        mux_hold_drop(m);
+        return NULL;
+}
