@@ -34,6 +34,10 @@ struct core_config {
         uint32_t network;    /* IPv4 network of the workspaces, host byte order, e.g. 10.99.0.0 */
         unsigned prefix_len; /* e.g. 16 */
         int64_t boot_timeout_ms;
+        /* Gives the platform when a VM is to be started, waiting under op while it is still being found out, or the
+         * error that says what is missing. NULL: the platform passed to core_open() is used. */
+        int (*get_platform)(void *arg, const struct op *op, const struct platform **ret, struct error *err);
+        void *get_platform_arg;
 };
 
 /* Loads the registry from the store; borrows db, storage and platform, which must outlive it. */
