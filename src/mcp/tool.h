@@ -37,6 +37,8 @@ struct tool_call {
 struct tool_result {
         json_t *value; /* object: structuredContent, and its compact text unless `text` is set */
         char *text;    /* plain text instead (file_read): no structuredContent then */
+        char *note;    /* with text: a remark for the model, shown as an item of its own so that text stays exact */
+        json_t *meta;  /* with text: facts about it, for _meta */
 };
 
 struct tool {

@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "tools/tools.h"
+
+const struct tool_group *const tool_groups[] = {
+        &lifecycle_tools,
+        &exec_tools,
+        &file_tools,
+        NULL,
+};

@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/* The groups of tools, one pair of files each: <group>.json describes them, <group>.c runs them. */
+
+#include "mcp/tool.h"
+
+extern const struct tool_group lifecycle_tools, exec_tools, file_tools;
+
+/* The descriptions, embedded at build time (embed.py). */
+extern const char lifecycle_json[], exec_json[], files_json[];

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every argument of every tool, wrong in each way that its schema allows, generated from the schemas."""
+
+import json
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+TOOLS = [tool for path in sorted((ROOT / "src" / "tools").glob("*.json"))
+         for tool in json.loads(path.read_text(encoding="utf-8"))]
+
+# Values that pass the check; the workspace does not exist, so nothing is ever done.
+GOOD = {
+    "workspace_id": "no-such-workspace", "path": "/tmp/x", "command": "true", "content": "", "old_string": "a",
+    "new_string": "b", "name": "x", "base_image": "no-such-image",
+}
+WRONG_TYPES = {
+    "string": [5, True, [], {}, 1.5], "integer": ["5", True, [], {}, 1.5, 1e300], "boolean": ["true", 0, 1, [], {}],
+    "object": ["x", 5, True, []], "array": ["x", 5, True, {}], "number": ["1", True, []],
+}
+
+
+# These would do something without any workspace: an image that does not exist keeps them from it.
+HARMLESS = {"workspace_create": {"base_image": GOOD["base_image"]}}
+
+
+def good(tool):
+    required = {key: GOOD[key] for key in tool["inputSchema"].get("required", [])}
+    return {**required, **HARMLESS.get(tool["name"], {})}
+
+
+def cases():
+    """(tool, arguments, name of the argument that is wrong, a text that the message must have)"""
+    for tool in TOOLS:
+        schema = tool["inputSchema"]
+        for key in schema.get("required", []):
+            for wrong in ({}, {key: None}):
+                yield tool["name"], {**{k: v for k, v in good(tool).items() if k != key}, **wrong}, key, "missing"
+        for key, s in schema["properties"].items():
+            for value in WRONG_TYPES[s["type"]]:
+                yield tool["name"], {**good(tool), key: value}, key, "must be"
+            for value in out_of_range(s):
+                yield tool["name"], {**good(tool), key: value}, key, "must be"
+
+
+def out_of_range(schema):
+    if "minimum" in schema:
+        yield schema["minimum"] - 1
+        yield -(10**30)
+    if "maximum" in schema:
+        yield schema["maximum"] + 1
+        yield 10**30
+    if "enum" in schema:
+        yield schema["enum"][0] + "x"
+        yield schema["enum"][0].upper()
+        yield ""
+    if schema.get("minLength"):
+        yield ""
+    if "maxLength" in schema:
+        yield "/" + "\u20ac" * schema["maxLength"]
+    if "pattern" in schema:
+        yield from ("", "\n", "\u20ac" * 1000)
+    if "additionalProperties" in schema:
+        yield from ({"A": 1}, {"A": None}, {"A": {}})
+    if "maxProperties" in schema:
+        yield {f"A{i}": "" for i in range(schema["maxProperties"] + 1)}
+
+
+def expect_invalid(result, tool, key, text):
+    assert result["isError"], result
+    assert result["_meta"]["code"] == "invalid_argument"
+    message = result["content"][0]["text"]
+    assert f'"{key}' in message and text in message, message
+    assert f"Arguments of {tool}: " in message and len(message.encode()) < 2000
+
+
+@pytest.mark.parametrize("name", [tool["name"] for tool in TOOLS])
+def test_each_wrong_argument_names_itself(client, name):
+    mine = [c for c in cases() if c[0] == name]
+    assert mine or name == "none"
+    for tool, arguments, key, text in mine:
+        expect_invalid(client.call(tool, arguments), tool, key, text)
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda t: t["name"])
+def test_null_is_the_same_as_absent(client, tool):
+    optional = {k: None for k in tool["inputSchema"]["properties"] if k not in good(tool)}
+    with_null = client.call(tool["name"], {**good(tool), **optional})
+    without = client.call(tool["name"], good(tool))
+    assert with_null == without
+    assert with_null.get("_meta", {}).get("code") != "invalid_argument"
+
+
+@pytest.mark.parametrize("tool", [t for t in TOOLS if t["inputSchema"]["properties"]], ids=lambda t: t["name"])
+def test_an_unknown_argument_is_named_with_the_nearest(client, tool):
+    key = max(tool["inputSchema"]["properties"], key=len)
+    result = client.call(tool["name"], {**good(tool), key + "s": 1, "wait_for_previous": True})
+    text = result["content"][0]["text"]
+    said = text if result.get("isError") else " ".join(result["structuredContent"]["warnings"])
+    assert f'"{key}s"' in said and f'mean "{key}"' in said
+    assert "wait_for_previous" not in text
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda t: t["name"])
+def test_wait_for_previous_is_ignored_in_silence(client, tool):
+    with_it = client.call(tool["name"], {**good(tool), "wait_for_previous": False})
+    assert with_it == client.call(tool["name"], good(tool))
+
+
+def test_many_unknown_arguments_are_bounded(client):
+    result = client.call("workspace_list", {f"unknown{i}": 1 for i in range(10000)})
+    assert len(result["structuredContent"]["warnings"]) <= 20
+
+
+@pytest.mark.parametrize("name", ["PATH", "IFS", "ENV", "BASH_ENV", "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_"])
+def test_refused_environment_variables(spawn, name):
+    peer = spawn("--workspaces", "1")
+    peer.initialize()
+    result = peer.call("exec", {"workspace_id": "ws-000", "command": "true", "env": {"OK": "1", name: "x"}})
+    assert result["_meta"]["code"] == "invalid_argument" and name in result["content"][0]["text"]
+
+
+@pytest.mark.parametrize("tool, arguments, text", [
+    ("exec", {"command": "true", "env": {"A=B": "x"}}, "A=B"),
+    ("exec", {"command": "true", "env": {"": "x"}}, "variable"),
+    ("exec", {"command": "true", "env": {"1A": "x"}}, "1A"),
+    ("exec", {"command": "x" * 200000}, "131071"),
+    ("file_write", {"path": "/x", "content": "no base64!", "encoding": "base64"}, "base64"),
+    ("file_edit", {"path": "/x", "old_string": "same", "new_string": "same"}, "same"),
+    ("file_read", {"path": "/x", "offset": 1, "start_line": 1}, "offset"),
+])
+def test_what_no_schema_can_say(spawn, tool, arguments, text):
+    peer = spawn("--workspaces", "1")
+    peer.initialize()
+    result = peer.call(tool, {"workspace_id": "ws-000", **arguments})
+    assert result["_meta"]["code"] == "invalid_argument" and text in result["content"][0]["text"]
