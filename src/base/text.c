@@ -76,10 +76,13 @@ size_t utf8_valid_prefix(const char *s, size_t n) {
 
 int utf8_sanitize(struct buf *out, const char *s, size_t n, size_t *ret_replaced) {
         size_t start = out->len, replaced = 0;
+        const char *valid_end = s; /* up to here it is known to be UTF-8: no byte is looked at twice */
 
         while (n > 0) {
                 /* The longest clean run first: it is copied as one piece. */
-                size_t good = utf8_valid_prefix(s, n);
+                if (valid_end <= s)
+                        valid_end = s + utf8_valid_prefix(s, n);
+                size_t good = (size_t) (valid_end - s);
                 const char *nul = memchr(s, 0, good);
                 if (nul)
                         good = (size_t) (nul - s);

@@ -8,7 +8,9 @@
  */
 
 #include "base/error.h"
+#include "base/io.h"
 #include "base/log.h"
+#include "base/str.h"
 #include "vm/platform.h"
 #include "workspace/workspace.h"
 
@@ -37,3 +39,26 @@ void config_clear(struct config *c);
  */
 int config_load(const char *path, struct config *ret, struct error *err);
 char *config_socket_path(const struct config *c);
+/* `network_cidr` as numbers, in host byte order. It was checked when the configuration was read. */
+void config_network(const struct config *c, uint32_t *ret_network, unsigned *ret_prefix_len);
+
+/*
+ * The longest state_dir: the sockets of a VM live in <state_dir>/vms/<36 characters>/ and need 16 characters more
+ * there (vm.h), and the address of a unix socket ends at UNIX_PATH_MAX_LEN.
+ */
+#define STATE_DIR_MAX_LEN (UNIX_PATH_MAX_LEN - 16 - UUID_LEN - 6)
+/* Bytes of a configuration file. */
+#define CONFIG_FILE_MAX (64u * 1024u)
+
+/* A row of the table, for the test of config.example.toml. */
+struct config_key {
+        const char *name; /* dotted: "vm.accel" */
+        bool is_string;
+        size_t offset; /* of the char * or int64_t in struct config */
+        int64_t min, max;
+        const char *default_string; /* NULL: depends on the user and the environment */
+        int64_t default_integer;
+        const char *const *choices;                         /* NULL-terminated; NULL: any */
+        int (*check)(const char *value, struct error *err); /* NULL: nothing more to check */
+};
+const struct config_key *config_keys(size_t *ret_n);

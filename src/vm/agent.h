@@ -79,7 +79,7 @@ int agent_exec(struct agent *a, const struct agent_exec_args *args, const struct
 struct agent_read_args {
         const char *path;
         uint64_t offset;     /* bytes; only when start_line is 0 */
-        uint64_t limit;      /* greatest number of bytes to return; the guest stops there */
+        uint64_t limit;      /* greatest number of bytes to return */
         uint64_t start_line; /* from 1; 0: by bytes */
         uint64_t line_count; /* 0: to the end */
 };

@@ -7,6 +7,10 @@
  * That /dev/kvm opens proves nothing: on some hosts a guest then hangs at 100 % of a core for ever, on others QEMU
  * aborts. `auto` therefore boots the real kernel under KVM with a limit of PROBE_KVM_MS; the answer is cached in a
  * file, keyed by the host's boot id, the QEMU binary and the kernel. Everything else falls back to TCG.
+ *
+ * Under TCG a guest reads the host's time stamp counter. It would have to measure its frequency against an emulated
+ * timer; on a busy host that fails, and as a microvm has no other clock the kernel then hangs for ever (measured: 8
+ * boots of 8 beside four busy processes on two cores). So the host measures it (tsc_khz) and the guest is told.
  */
 
 #include "base/deadline.h"
@@ -24,12 +28,14 @@ struct platform {
         char *kernel, *initramfs;
         enum accel accel;   /* KVM or TCG */
         char *accel_reason; /* one sentence: why this one; for `agentiso check` */
+        unsigned tsc_khz;   /* frequency of the host's time stamp counter; 0: unknown */
 };
 void platform_clear(struct platform *p);
+#define _cleanup_platform_ _cleanup_(platform_clear)
 
 struct platform_args {
-        const char *qemu;        /* NULL: qemu-system-x86_64 from PATH */
-        const char *image_dir;   /* boot/vmlinuz and boot/initramfs.img are below it */
+        const char *qemu;        /* NULL or empty: qemu-system-x86_64 from PATH */
+        const char *image_dir;   /* boot/vmlinux (or vmlinuz) and boot/initramfs.img are below it */
         const char *cache_file;  /* where the probe's answer is kept; NULL: not kept */
         const char *scratch_dir; /* for the probe's sockets; made and removed */
         enum accel accel;

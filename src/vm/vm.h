@@ -4,11 +4,15 @@
 /*
  * One QEMU process and the ways to talk to it.
  *
- * A VM has a folder (`dir`, 0700) with everything by which a later daemon finds it again: qmp.sock, agent.sock, the
- * console FIFO console.out and console.log, its last CONSOLE_KEEP bytes. QEMU runs in a session of its own and
- * outlives the daemon. A watcher thread per VM copies the console FIFO into the capped log and waits on a pidfd: when
- * QEMU ends, it calls `exited` once. While no daemon reads, the FIFO keeps the first bytes and QEMU drops the rest, so
- * a guest that floods its console can fill neither disk nor memory.
+ * A VM has a folder (`dir`, 0700) with everything by which a later daemon finds it again: the sockets qmp.sock,
+ * agent.sock and con.sock (console), the logs console.log (the last CONSOLE_KEEP bytes and up to as many before them)
+ * and stderr.log, and qemu.pid. The daemon makes the sockets, connects to them, and hands the listening ends to QEMU:
+ * there is nothing to wait or poll for, and a QEMU that fails to start closes them, which ends every wait at once.
+ * QEMU runs in a session of its own and outlives the daemon.
+ *
+ * A watcher thread per VM copies the console into the capped log and waits on a pidfd: when QEMU ends, it calls
+ * `exited` once. While no daemon is connected QEMU drops what the guest writes to its console, so that a guest that
+ * floods it fills neither disk nor memory and never blocks on it.
  */
 
 #include "base/deadline.h"
@@ -22,6 +26,7 @@
 #define CONSOLE_TAIL_LINES 20u      /* lines shown in errors */
 #define VM_AGENT_STOP_MS 5000       /* for the guest's own shutdown, then QMP quit */
 #define VM_QUIT_MS 2000             /* for QMP quit, then SIGKILL */
+#define VM_AGENT_CONNECT_MS 15000   /* for a new connection to the agent of a running VM */
 
 enum vm_net {
         VM_NET_NONE,
@@ -32,23 +37,28 @@ struct vm_spec {
         const char *id;  /* for log lines and QEMU's -name */
         const char *dir; /* exists; at most UNIX_PATH_MAX_LEN - 16 bytes */
         unsigned vcpus, memory_mb;
-        const char *disk_path;   /* absolute */
+        const char *disk_path;   /* absolute; NULL: no disk */
         const char *disk_format; /* "qcow2" or "raw" */
         enum vm_net net;
-        const char *mac;
+        const char *mac;     /* these four: unused without a card */
+        const char *network; /* of all workspaces, e.g. "10.99.0.0"; its last address is taken by QEMU's resolver */
+        unsigned prefix_len; /* 8 to 29 */
+        const char *gateway; /* e.g. "10.99.0.1" */
 };
 
 struct vm_callbacks {
         /* QEMU was started as this process and does nothing yet that must survive: remember it. */
         int (*spawned)(void *arg, const struct proc_id *proc, struct error *err);
-        /* QEMU ended, by itself or by vm_stop(); on the watcher thread, once. */
+        /* QEMU ended, by itself or by vm_stop(); on the watcher thread, once, perhaps before vm_launch() or vm_attach()
+         * has returned. Not called for a launch that failed. */
         void (*exited)(void *arg);
         void *arg;
 };
 
 struct vm;
 
-/* The arguments of QEMU for a spec: pure, for the launch and for its golden test. */
+/* The arguments of QEMU for a spec: pure, for the launch and for its golden test. -EINVAL: an address of the network is
+ * missing or wrong. */
 int vm_argv(const struct platform *p, const struct vm_spec *spec, struct strv *ret);
 
 /* Starts QEMU and waits until the agent serves. On failure nothing is left running; err has the console's last lines.
@@ -71,12 +81,14 @@ DEFINE_CLEANUP(struct vm *, vm_unref)
 
 struct proc_id vm_proc(struct vm *vm);
 bool vm_has_exited(struct vm *vm);
+/* Appends how QEMU ended, as a phrase: "QEMU was killed by signal 9 (Killed)". Nothing while it runs. */
+int vm_describe_exit(struct vm *vm, struct buf *out);
 /* The current connection to the agent, made anew if it was lost. *ret is a reference. One maker at a time; others
  * wait for it under their own op. */
 int vm_agent(struct vm *vm, const struct op *op, struct agent **ret, struct error *err);
 
-/* Agent shutdown, then QMP quit, then SIGKILL; returns when the process is gone. 0, or -ETIMEDOUT when op ends before
- * (the process is then killed all the same). */
+/* Agent shutdown, then QMP quit, then SIGKILL; returns when the process is gone. 0, or -ETIMEDOUT or -ECANCELED when op
+ * ends before (the process is then killed all the same). */
 int vm_stop(struct vm *vm, const struct op *op, struct error *err);
 /* SIGKILL, then waits for the end. */
 void vm_kill(struct vm *vm);

@@ -82,6 +82,15 @@ class Host:
                         found.append(int(entry.name))
         return found
 
+    def vm_pids(self):
+        """The QEMU processes of workspaces, without one that probes the accelerator."""
+        machines = str(self.state_dir / "vms").encode()
+        return [pid for pid in self.qemu_pids() if machines in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def disks(self):
+        """The disks of workspaces; base images that they stand on are kept apart."""
+        return [path for path in (self.state_dir / "disks").glob("*") if path.is_file()]
+
     def close(self):
         for client in self.clients:
             with contextlib.suppress(subprocess.TimeoutExpired):

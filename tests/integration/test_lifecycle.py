@@ -107,17 +107,16 @@ def test_a_create_that_cannot_be_leaves_nothing(shared_host, shared_client, wron
         shared_client.call("workspace_create", **wrong)
     assert names in caught.value.text
     assert shared_client.call("workspace_list")["workspaces"] == before
-    disks = list((shared_host.state_dir / "disks").glob("*"))
-    assert len(disks) == len(before)
+    assert len(shared_host.disks()) == len(before)
 
 
 def test_a_cancelled_create_leaves_nothing(host):
     client = host.client()
     request_id, answer = client.start("tools/call", {"name": "workspace_create", "arguments": {"name": "never"}})
-    wait_until(host.qemu_pids, what="a QEMU process")
+    wait_until(host.vm_pids, what="a QEMU process")
     client.notify("notifications/cancelled", {"requestId": request_id})
     wait_until(lambda: not host.qemu_pids(), what="the end of QEMU")
-    wait_until(lambda: not list((host.state_dir / "disks").glob("*")), what="the end of the disk")
+    wait_until(lambda: not host.disks(), what="the end of the disk")
     assert client.call("workspace_list")["workspaces"] == []
     assert answer.empty()
 
@@ -218,13 +217,13 @@ def test_qemu_is_killed_while_no_daemon_runs(host):
 def test_the_daemon_dies_in_the_middle_of_a_create(host):
     client = host.client()
     _, answer = client.start("tools/call", {"name": "workspace_create", "arguments": {"name": "half"}})
-    wait_until(host.qemu_pids, what="a QEMU process")
+    wait_until(host.vm_pids, what="a QEMU process")
     host.kill_daemon()
     assert "error" in answer.get(timeout=30)
     # It was never acknowledged: nothing of it is left.
     assert client.call("workspace_list")["workspaces"] == []
     assert host.qemu_pids() == []
-    assert list((host.state_dir / "disks").glob("*")) == [] and list((host.state_dir / "vms").glob("*")) == []
+    assert host.disks() == [] and list((host.state_dir / "vms").glob("*")) == []
     assert client.call("workspace_create", name="half")["state"] == "running"
 
 

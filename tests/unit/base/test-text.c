@@ -122,6 +122,19 @@ static void test_utf8_sanitize(void) {
         buf_free(&small);
 }
 
+/* A guest chooses these bytes: the work must grow with their number, not with its square (hours, for this many). */
+static void test_utf8_sanitize_is_linear(void) {
+        const size_t n = 8u * 1024u * 1024u;
+        _cleanup_free_ char *zeros = calloc(n, 1);
+        _cleanup_buf_ struct buf out = BUF_INIT(3 * n);
+        size_t replaced = 0;
+
+        REQUIRE(zeros);
+        CHECK_INT(utf8_sanitize(&out, zeros, n, &replaced), 0);
+        CHECK_INT(replaced, n);
+        CHECK_INT(out.len, 3 * n);
+}
+
 static void test_utf8_floor(void) {
         const char *s = "a\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80z";
         static const size_t want[] = {0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10, 11};
@@ -188,6 +201,7 @@ int main(void) {
         RUN(test_utf8_valid);
         RUN(test_utf8_all_code_points);
         RUN(test_utf8_sanitize);
+        RUN(test_utf8_sanitize_is_linear);
         RUN(test_utf8_floor);
         RUN(test_base64_vectors);
         RUN(test_base64_all_bytes);
