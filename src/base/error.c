@@ -111,7 +111,7 @@ static void replace(struct error *e, enum error_code code, char *message) {
         *e = (struct error){.code = code, .message = message};
 }
 
-int error_set(struct error *e, enum error_code code, const char *fmt, ...) {
+int(error_set)(struct error *e, enum error_code code, const char *fmt, ...) {
         if (e) {
                 va_list ap;
 
@@ -122,7 +122,7 @@ int error_set(struct error *e, enum error_code code, const char *fmt, ...) {
         return -error_code_errno(code);
 }
 
-int error_set_errno(struct error *e, int err, const char *fmt, ...) {
+int(error_set_errno)(struct error *e, int err, const char *fmt, ...) {
         if (err < 0)
                 err = -err;
         if (e) {

@@ -70,3 +70,14 @@ static inline bool error_is_set(const struct error *e) {
 }
 /* The message, or a fallback text: never NULL. */
 const char *error_message(const struct error *e);
+
+#ifdef __clang_analyzer__
+/* The analyzer sees one file at a time: this tells it that the setters always return a negative number. */
+static inline int error_is_negative(int r) {
+        if (r >= 0)
+                __builtin_unreachable();
+        return r;
+}
+#define error_set(...) error_is_negative(error_set(__VA_ARGS__))
+#define error_set_errno(...) error_is_negative(error_set_errno(__VA_ARGS__))
+#endif

@@ -21,10 +21,10 @@ int log_level_parse(const char *name, enum log_level *ret);
 /* msg, then pairs of const char * key and value, then NULL. A NULL value prints as "-". */
 void log_write(enum log_level level, const char *msg, ...) _sentinel_;
 
-#define log_debug(...) log_write(LOG_DEBUG, __VA_ARGS__, NULL)
-#define log_info(...) log_write(LOG_INFO, __VA_ARGS__, NULL)
-#define log_warn(...) log_write(LOG_WARN, __VA_ARGS__, NULL)
-#define log_error(...) log_write(LOG_ERROR, __VA_ARGS__, NULL)
+#define log_debug(...) log_write(LOG_DEBUG, __VA_ARGS__, (const char *) NULL)
+#define log_info(...) log_write(LOG_INFO, __VA_ARGS__, (const char *) NULL)
+#define log_warn(...) log_write(LOG_WARN, __VA_ARGS__, (const char *) NULL)
+#define log_error(...) log_write(LOG_ERROR, __VA_ARGS__, (const char *) NULL)
 
 /* A number as text for a log call; it lives until the end of the full expression: log_info("x", "ms", LOG_NUM(5)). */
 struct log_num {
