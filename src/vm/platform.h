@@ -9,8 +9,8 @@
  * file, keyed by the host's boot id, the QEMU binary and the kernel. Everything else falls back to TCG.
  *
  * Under TCG a guest reads the host's time stamp counter. It would have to measure its frequency against an emulated
- * timer; on a busy host that fails, and as a microvm has no other clock the kernel then hangs for ever (measured: 8
- * boots of 8 beside four busy processes on two cores). So the host measures it (tsc_khz) and the guest is told.
+ * timer; on a busy host that fails, and as a microvm has no other clock the kernel then hangs for ever (measured: most
+ * boots on two cores with other work). So the host measures it (tsc_khz) and the guest is told.
  */
 
 #include "base/deadline.h"

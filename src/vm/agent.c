@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vm/agent.h"
+
+#include <string.h>
+#include <sys/random.h>
+
+#include "base/json.h"
+#include "base/str.h"
+#include "vm/agent_private.h"
+#include "wire/handshake.h"
+
+#define ENTROPY_BYTES 64u
+
+int agent_open(int fd, const struct op *op, struct agent **ret, struct error *err) {
+        _cleanup_close_ int channel = fd;
+
+        int r = handshake_host(channel, op, err);
+        if (r < 0)
+                return r;
+
+        _cleanup_mux_ struct mux *mux = NULL;
+        /* The guest opens no streams: without a callback, mux refuses them. */
+        const struct mux_callbacks nobody = {0};
+        r = mux_start(TAKE_FD(channel), MUX_HOST, NULL, 0, NULL, &nobody, &mux, err);
+        if (r < 0)
+                return r;
+        _cleanup_json_ json_t *hello = NULL;
+        r = mux_hello(mux, op, &hello, err);
+        if (r < 0)
+                return r;
+
+        struct agent *a = malloc(sizeof(*a));
+        if (!a)
+                return error_set_errno(err, ENOMEM, "Cannot connect to the agent");
+        *a = (struct agent){.refs = 1, .mux = TAKE_PTR(mux)};
+        *ret = a;
+        return 0;
+}
+
+struct agent *agent_ref(struct agent *a) {
+        __atomic_add_fetch(&a->refs, 1, __ATOMIC_RELAXED);
+        return a;
+}
+
+void agent_unref(struct agent *a) {
+        if (!a || __atomic_sub_fetch(&a->refs, 1, __ATOMIC_ACQ_REL) > 0)
+                return;
+        mux_unref(a->mux);
+        free(a);
+}
+
+bool agent_is_lost(struct agent *a) {
+        return mux_is_lost(a->mux);
+}
+
+int agent_ping(struct agent *a, const struct op *op, int64_t *ret_ns, struct error *err) {
+        return mux_ping(a->mux, op, ret_ns, err);
+}
+
+int agent_error(int r, const char *doing, struct error *err) {
+        switch (r) {
+        case -ETIMEDOUT:
+                return error_set(err, ERROR_TIMEOUT, "Time ran out while %s", doing);
+        case -ECANCELED:
+                return error_set(err, ERROR_CANCELLED, "Cancelled while %s", doing);
+        case -ENOTCONN:
+        case -ENODATA:
+        case -ECONNRESET:
+                error_set(err, ERROR_GUEST_UNREACHABLE, "The connection to the guest's agent was lost while %s", doing);
+                error_hint(
+                        err,
+                        "Look at the workspace's state and console (workspace_info, workspace_logs), then try again.");
+                return r;
+        case -EMFILE:
+                error_set(err, ERROR_CONFLICT, "Too many calls at once on one workspace (%u) while %s",
+                          WIRE_STREAMS_MAX, doing);
+                error_hint(err, "Wait until some of them have ended.");
+                return r;
+        case -EMSGSIZE:
+        case -ENOBUFS:
+                return error_set(err, ERROR_INVALID_ARGUMENT, "The request is larger than %u bytes (%s)",
+                                 WIRE_FRAME_MAX, doing);
+        default:
+                return error_set_errno(err, r, "Failed while %s", doing);
+        }
+}
+
+int agent_protocol_error(const char *doing, struct error *detail, struct error *err) {
+        error_set(err, ERROR_GUEST_UNREACHABLE, "The guest's agent gave a wrong answer while %s%s%s", doing,
+                  error_is_set(detail) ? ": " : "", error_is_set(detail) ? error_message(detail) : "");
+        error_hint(err, "If it happens again, stop and start the workspace: something in it disturbs its agent.");
+        return -EPROTO;
+}
+
+/* What a guest may claim to be the matter: codes about its own files and commands, none about our rules. */
+static bool code_is_the_guests(enum error_code code) {
+        switch (code) {
+        case ERROR_INVALID_ARGUMENT:
+        case ERROR_NOT_FOUND:
+        case ERROR_CONFLICT:
+        case ERROR_TIMEOUT:
+        case ERROR_NO_SPACE:
+        case ERROR_UNSUPPORTED:
+        case ERROR_INTERNAL:
+                return true;
+        default:
+                return false;
+        }
+}
+
+/* Cuts a text of the guest to a length fit for a message. */
+static void cut_text(char *text) {
+        if (text && strlen(text) > AGENT_TEXT_MAX)
+                text[utf8_floor(text, AGENT_TEXT_MAX)] = '\0';
+}
+
+/* Makes an error that the guest sent our own. Returns its errno. */
+static int take_guest_error(struct error *from, struct error *err) {
+        if (!code_is_the_guests(from->code))
+                from->code = ERROR_INTERNAL;
+        cut_text(from->message);
+        cut_text(from->hint);
+        int r = -error_code_errno(from->code);
+        error_move(err, from);
+        return r;
+}
+
+int agent_request(struct agent *a, json_t *request, const char *doing, const struct op *op, struct mux_stream **ret,
+                  struct error *err) {
+        if (!request)
+                return error_set_errno(err, ENOMEM, "Failed while %s", doing);
+        int r = mux_open(a->mux, request, op, ret, err);
+        return r < 0 ? agent_error(r, doing, err) : 0;
+}
+
+int agent_next(struct mux_stream *s, const char *doing, const struct op *op, struct mux_event *ret, struct error *err) {
+        _cleanup_mux_event_ struct mux_event e = MUX_EVENT_INIT;
+
+        int r = mux_recv(s, op, &e);
+        if (r < 0)
+                return agent_error(r, doing, err);
+
+        switch (e.kind) {
+        case MUX_LOST:
+                return agent_error(-ENOTCONN, doing, err);
+        case MUX_CLOSED:
+                if (error_is_set(&e.error))
+                        return take_guest_error(&e.error, err);
+                return agent_protocol_error(doing, NULL, err);
+        case MUX_MSG:
+                if (agent_is(e.msg, WIRE_MSG_ERROR)) {
+                        _cleanup_error_ struct error theirs = ERROR_INIT;
+
+                        wire_error_from_json(e.msg, &theirs);
+                        if (!error_is_set(&theirs))
+                                return agent_protocol_error(doing, NULL, err);
+                        return take_guest_error(&theirs, err);
+                }
+                break;
+        case MUX_DATA:
+        case MUX_EOF:
+                break;
+        }
+        *ret = e;
+        e = MUX_EVENT_INIT;
+        return 0;
+}
+
+int agent_expect(struct mux_stream *s, const char *type, const char *doing, const struct op *op, json_t **ret,
+                 struct error *err) {
+        _cleanup_mux_event_ struct mux_event e = MUX_EVENT_INIT;
+
+        int r = agent_next(s, doing, op, &e, err);
+        if (r < 0)
+                return r;
+        if (e.kind != MUX_MSG || !agent_is(e.msg, type))
+                return agent_protocol_error(doing, NULL, err);
+        *ret = TAKE_PTR(e.msg);
+        return 0;
+}
+
+int agent_send(struct mux_stream *s, const void *data, size_t n, bool last, const char *doing, const struct op *op,
+               struct error *err) {
+        int r = n > 0 ? mux_send_data(s, WIRE_CH_IN, data, n, op) : 0;
+
+        if (r >= 0 && last)
+                r = mux_send_eof(s, WIRE_CH_IN, op);
+        return r < 0 && r != -EPIPE ? agent_error(r, doing, err) : 0;
+}
+
+int agent_get_count(const json_t *msg, const char *key, uint64_t *ret, struct error *err) {
+        int64_t v = 0;
+
+        int r = json_get_int(msg, key, &v, err);
+        if (r < 0)
+                return r;
+        if (v < 0)
+                return error_set(err, ERROR_INVALID_ARGUMENT, "\"%s\" is negative", key);
+        *ret = (uint64_t) v;
+        return 0;
+}
+
+bool agent_is(const json_t *msg, const char *type) {
+        const char *t = json_string_value(json_object_get(msg, "type"));
+
+        return t && str_eq(t, type);
+}
+
+/* One question, one "ok". *ret may be NULL. */
+static int ask(struct agent *a, json_t *request, const char *doing, const struct op *op, json_t **ret,
+               struct error *err) {
+        _cleanup_json_ json_t *owned = request, *ok = NULL;
+        _cleanup_stream_ struct mux_stream *s = NULL;
+
+        int r = agent_request(a, owned, doing, op, &s, err);
+        if (r < 0)
+                return r;
+        r = agent_expect(s, WIRE_MSG_OK, doing, op, &ok, err);
+        if (r < 0)
+                return r;
+        if (ret)
+                *ret = TAKE_PTR(ok);
+        return 0;
+}
+
+int agent_mount_root(struct agent *a, const struct op *op, struct error *err) {
+        return ask(a, json_pack("{s:s, s:s, s:b}", "type", WIRE_REQ_MOUNT_ROOT, "device", "/dev/vda", "grow", true),
+                   "mounting the root file system", op, NULL, err);
+}
+
+/* "network" of a configure request; an absent address leaves the network alone. */
+static int put_network(json_t *request, const struct agent_identity *id) {
+        if (!id->address)
+                return 0;
+        _cleanup_json_ json_t *net = json_pack("{s:s, s:i, s:s*, s:s*}", "address", id->address, "prefix_len",
+                                               (int) id->prefix_len, "mac", id->mac, "gateway", id->gateway);
+        return json_put(request, "network", TAKE_PTR(net));
+}
+
+/* Fresh random bytes for the guest's pool, as base64. */
+static int put_entropy(json_t *request) {
+        uint8_t bytes[ENTROPY_BYTES];
+        _cleanup_buf_ struct buf text = BUF_INIT(2 * ENTROPY_BYTES);
+
+        if (getrandom(bytes, sizeof(bytes), 0) != (ssize_t) sizeof(bytes))
+                return -EIO;
+        int r = base64_encode(&text, bytes, sizeof(bytes));
+        explicit_bzero(bytes, sizeof(bytes));
+        if (r < 0)
+                return r;
+        r = json_put(request, "entropy", json_stringn(text.data, text.len));
+        explicit_bzero(text.data, text.len);
+        return r;
+}
+
+int agent_configure(struct agent *a, const struct agent_identity *id, const struct op *op, struct error *err) {
+        static const char doing[] = "giving the guest its identity";
+        struct timespec now;
+
+        _cleanup_json_ json_t *request = json_pack("{s:s, s:s*, s:s*}", "type", WIRE_REQ_CONFIGURE, "hostname",
+                                                   id->hostname, "machine_id", id->machine_id);
+        if (!request)
+                return error_set_errno(err, ENOMEM, "Failed while %s", doing);
+        int r = put_network(request, id);
+        if (r >= 0)
+                r = put_entropy(request);
+        if (r >= 0) {
+                /* Taken last, so that it is as fresh as can be. */
+                clock_gettime(CLOCK_REALTIME, &now);
+                r = json_put(request, "realtime_ns", json_integer(now.tv_sec * NSEC_PER_SEC + now.tv_nsec));
+        }
+        if (r < 0)
+                return error_set_errno(err, r, "Failed while %s", doing);
+        return ask(a, TAKE_PTR(request), doing, op, NULL, err);
+}
+
+int agent_shutdown(struct agent *a, const struct op *op, struct error *err) {
+        return ask(a, json_pack("{s:s}", "type", WIRE_REQ_SHUTDOWN), "shutting the guest down", op, NULL, err);
+}

@@ -1,0 +1,492 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vm/vm.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/file.h"
+#include "base/io.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "base/thread.h"
+#include "vm/vm_private.h"
+#include "vm/waiter.h"
+
+/* After SIGKILL: how long the end is waited for. Longer than that only takes a process that hangs in the kernel. */
+#define KILL_WAIT_MS 10000
+#define CONNECT_MS 1000 /* to a socket whose owner runs */
+
+/* --- object --- */
+
+/* On the QMP thread. */
+static void qmp_event(void *arg, const char *name, const json_t *data) {
+        struct vm *vm = arg;
+        const char *reason = NULL;
+
+        (void) json_get_str(data, "reason", &reason, NULL);
+        if (str_eq(name, "SHUTDOWN") && (str_eq(reason, "guest-reset") || str_eq(reason, "guest-panic"))) {
+                LOCK(&vm->lock);
+                vm->guest_reset = true;
+        } else if (str_eq(name, "BLOCK_IO_ERROR"))
+                log_warn("The disk of a VM gave an I/O error", "vm", vm->id, "reason", reason);
+}
+
+static void vm_free(struct vm *vm) {
+        vm_watch_end(vm);
+        agent_unref(vm->agent);
+        qmp_unref(vm->qmp); /* joins the thread that calls qmp_event() */
+        console_log_close(&vm->console);
+        close_fd(vm->console_fd);
+        close_fd(vm->pidfd);
+        cancel_unref(vm->let_go);
+        pthread_mutex_destroy(&vm->lock);
+        pthread_cond_destroy(&vm->changed);
+        free(vm->id);
+        free(vm->dir);
+        free(vm);
+}
+
+static struct vm *vm_new(const struct vm_spec *spec, const struct vm_callbacks *cb) {
+        struct vm *vm = malloc(sizeof(*vm));
+        if (!vm)
+                return NULL;
+        *vm = (struct vm){
+                .refs = 1,
+                .id = strdup(spec->id),
+                .dir = strdup(spec->dir),
+                .pidfd = -1,
+                .cb = cb ? *cb : (struct vm_callbacks){0},
+                .console = CONSOLE_LOG_INIT,
+                .console_fd = -1,
+                .let_go = cancel_new(),
+                .exit_code = -1,
+        };
+        pthread_mutex_init(&vm->lock, NULL);
+        cond_init(&vm->changed);
+        if (!vm->id || !vm->dir || !vm->let_go) {
+                vm_free(vm);
+                return NULL;
+        }
+        return vm;
+}
+
+struct vm *vm_ref(struct vm *vm) {
+        __atomic_add_fetch(&vm->refs, 1, __ATOMIC_RELAXED);
+        return vm;
+}
+
+void vm_unref(struct vm *vm) {
+        if (vm && __atomic_sub_fetch(&vm->refs, 1, __ATOMIC_ACQ_REL) == 0)
+                vm_free(vm);
+}
+
+struct proc_id vm_proc(struct vm *vm) {
+        return vm->proc;
+}
+
+bool vm_has_exited(struct vm *vm) {
+        LOCK(&vm->lock);
+
+        return vm->exited;
+}
+
+int vm_describe_exit(struct vm *vm, struct buf *out) {
+        LOCK(&vm->lock);
+
+        if (!vm->exited)
+                return 0;
+        if (vm->exit_signal != 0)
+                return buf_printf(out, "QEMU was killed by signal %d (%s)", vm->exit_signal,
+                                  sigdescr_np(vm->exit_signal) ? sigdescr_np(vm->exit_signal) : "unknown");
+        if (vm->exit_code > 0)
+                return buf_printf(out, "QEMU ended with exit status %d", vm->exit_code);
+        if (vm->guest_reset)
+                return buf_append_str(out, "the guest reset its machine, as a kernel does that panics");
+        return buf_append_str(out, vm->exit_code == 0 ? "the machine was powered off" : "QEMU ended");
+}
+
+/* --- start --- */
+
+/* The listening ends of a VM's sockets, for QEMU, and our ends, which are connected before it runs. */
+struct sockets {
+        int listen[3], ours[3];
+};
+enum { SOCK_QMP, SOCK_AGENT, SOCK_CONSOLE };
+static const char *const socket_names[] = {VM_QMP_SOCKET, VM_AGENT_SOCKET, VM_CONSOLE_SOCKET};
+static const int socket_fds[] = {VM_FD_QMP, VM_FD_AGENT, VM_FD_CONSOLE};
+
+static void sockets_close(struct sockets *s) {
+        for (size_t i = 0; i < ARRAY_SIZE(socket_names); i++) {
+                close_fd(s->listen[i]);
+                close_fd(s->ours[i]);
+        }
+}
+
+static int sockets_make(struct sockets *s, const char *dir, const struct op *op, struct error *err) {
+        for (size_t i = 0; i < ARRAY_SIZE(socket_names); i++) {
+                _cleanup_free_ char *path = path_join(dir, socket_names[i]);
+                int r = path ? 0 : -ENOMEM;
+
+                if (r >= 0)
+                        r = s->listen[i] = unix_listen(path, 1);
+                if (r >= 0)
+                        r = s->ours[i] = unix_connect(path, op);
+                if (r < 0)
+                        return error_set_errno(err, r, "Cannot make the socket %s/%s of the VM", dir, socket_names[i]);
+        }
+        return 0;
+}
+
+static int connect_to(const char *dir, const char *name, const struct op *op) {
+        _cleanup_free_ char *path = path_join(dir, name);
+        const struct op quick = op_sub(op, CONNECT_MS);
+
+        return path ? unix_connect(path, &quick) : -ENOMEM;
+}
+
+static int open_stderr_log(const char *dir) {
+        _cleanup_free_ char *path = path_join(dir, VM_STDERR_LOG);
+        if (!path)
+                return -ENOMEM;
+        int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+        return fd < 0 ? -errno : fd;
+}
+
+static int spawn_qemu(const struct platform *p, const struct vm_spec *spec, const struct sockets *s, pid_t *ret,
+                      struct error *err) {
+        /* QEMU needs nothing of our environment; PATH only keeps libraries that look for it quiet. */
+        static char path[] = "PATH=/usr/bin:/bin";
+        static char *const env[] = {path, NULL};
+        _cleanup_strv_ struct strv argv = {0};
+
+        int r = vm_argv(p, spec, &argv);
+        if (r < 0)
+                return error_set_errno(err, r, "Cannot make the arguments of QEMU for %s", spec->id);
+        _cleanup_close_ int log = open_stderr_log(spec->dir);
+        if (log < 0)
+                return error_set_errno(err, log, "Cannot write to %s/%s", spec->dir, VM_STDERR_LOG);
+        struct fd_map fds[2 + ARRAY_SIZE(socket_fds)] = {{.from = log, .to = 1}, {.from = log, .to = 2}};
+        for (size_t i = 0; i < ARRAY_SIZE(socket_fds); i++)
+                fds[2 + i] = (struct fd_map){.from = s->listen[i], .to = socket_fds[i]};
+        const struct spawn sp = {
+                .argv = argv.v,
+                .env = env,
+                .fds = fds,
+                .n_fds = ARRAY_SIZE(fds),
+                .new_session = true,
+                .workdir = "/",
+        };
+        return process_spawn(&sp, ret, err);
+}
+
+/* Starts QEMU and its watcher. After a failure the caller cleans up. */
+static int start(struct vm *vm, const struct platform *p, const struct vm_spec *spec, struct sockets *s,
+                 struct error *err) {
+        pid_t pid = -1;
+
+        int r = console_log_open(&vm->console, vm->dir, true);
+        if (r < 0)
+                return error_set_errno(err, r, "Cannot open the console log in %s", vm->dir);
+        r = spawn_qemu(p, spec, s, &pid, err);
+        if (r < 0)
+                return r;
+        /* QEMU holds the listening ends alone from here on: when it ends, our ends are told. */
+        for (size_t i = 0; i < ARRAY_SIZE(s->listen); i++)
+                s->listen[i] = close_fd(s->listen[i]);
+        vm->console_fd = TAKE_FD(s->ours[SOCK_CONSOLE]);
+
+        vm->pidfd = pidfd_of(pid);
+        r = vm->pidfd < 0 ? vm->pidfd : vm_watch_start(vm);
+        if (r < 0) {
+                process_end(pid, 0);
+                return error_set_errno(err, r, "Cannot watch QEMU");
+        }
+        r = proc_id_read(pid, &vm->proc);
+        if (r < 0 && !(r == -ESRCH)) /* gone already: the connections say so, with the reason */
+                return error_set_errno(err, r, "Cannot read the identity of QEMU's process");
+        if (r >= 0 && vm->cb.spawned)
+                return vm->cb.spawned(vm->cb.arg, &vm->proc, err);
+        return 0;
+}
+
+static int open_qmp(struct vm *vm, int fd, const struct op *op, struct error *err) {
+        const struct qmp_callbacks cb = {.event = qmp_event, .arg = vm};
+        struct qmp *qmp = NULL;
+
+        int r = qmp_open(fd, &cb, op, &qmp, err);
+        if (r < 0)
+                return r;
+        LOCK(&vm->lock);
+        vm->qmp = qmp;
+        return 0;
+}
+
+static int open_agent(struct vm *vm, int fd, const struct op *op, struct error *err) {
+        struct agent *agent = NULL;
+
+        int r = agent_open(fd, op, &agent, err);
+        if (r < 0)
+                return r;
+        LOCK(&vm->lock);
+        vm->agent = agent;
+        return 0;
+}
+
+/* Appends a heading and a text to a message, if there is a text. */
+static void add_section(struct buf *message, const char *heading, const struct buf *text) {
+        if (text->len > 0)
+                (void) buf_printf(message, "\n%s\n%s", heading, text->data);
+}
+
+#define MESSAGE_MAX (64u * 1024u)
+
+/* Makes the error of a failed start: what happened, what QEMU said, the end of the console. */
+static void explain(struct vm *vm, int r, int64_t took_ms, struct error *cause, struct error *err) {
+        _cleanup_buf_ struct buf message = BUF_INIT(MESSAGE_MAX), said = BUF_INIT(MESSAGE_MAX / 4),
+                                 console = BUF_INIT(MESSAGE_MAX / 4);
+        enum error_code code = error_is_set(cause) ? cause->code : error_code_from_errno(r);
+        _cleanup_free_ char *log = path_join(vm->dir, CONSOLE_LOG);
+
+        (void) buf_printf(&message, "The VM did not come up within %.1f s: ", (double) took_ms / 1000.0);
+        if (vm_has_exited(vm)) {
+                code = ERROR_INTERNAL;
+                (void) vm_describe_exit(vm, &message);
+        } else
+                (void) buf_append_str(&message, error_message(cause));
+        (void) vm_stderr_tail(vm->dir, CONSOLE_TAIL_LINES, &said);
+        if (log) /* of this start alone, not of the ones before */
+                (void) text_tail(log, NULL, CONSOLE_KEEP, CONSOLE_TAIL_LINES, &console);
+        add_section(&message, "QEMU's standard error:", &said);
+        add_section(&message, "Last lines of the console:", &console);
+        error_set(err, code, "%s", message.data ? message.data : "The VM did not come up");
+        error_hint(err, "Run `agentiso check`; it tries every prerequisite and says how to mend it.");
+}
+
+static int launch(struct vm *vm, const struct platform *p, const struct vm_spec *spec, struct sockets *s,
+                  const struct op *op, struct error *err) {
+        _cleanup_error_ struct error cause = ERROR_INIT;
+        const int64_t began = monotonic_ns();
+
+        int r = sockets_make(s, vm->dir, op, err);
+        if (r >= 0)
+                r = start(vm, p, spec, s, err);
+        if (r < 0)
+                return r;
+        op_progress(op, "booting");
+        r = open_qmp(vm, TAKE_FD(s->ours[SOCK_QMP]), op, &cause);
+        if (r >= 0)
+                r = open_agent(vm, TAKE_FD(s->ours[SOCK_AGENT]), op, &cause);
+        if (r >= 0) {
+                LOCK(&vm->lock);
+                if (!vm->exited)
+                        vm->announce = true;
+                else
+                        r = -ECONNRESET;
+        }
+        if (r == -ECANCELED) {
+                error_move(err, &cause);
+                return r;
+        }
+        if (r < 0) {
+                /* When QEMU is dying, its sockets close a moment before it is gone. */
+                const struct op moment = op_sub(op, r == -ETIMEDOUT ? 0 : VM_QUIT_MS);
+                (void) vm_wait_exit(vm, &moment);
+                explain(vm, r, (monotonic_ns() - began) / NSEC_PER_MSEC, &cause, err);
+        }
+        return r;
+}
+
+int vm_launch(const struct platform *p, const struct vm_spec *spec, const struct vm_callbacks *cb, const struct op *op,
+              struct vm **ret, struct error *err) {
+        _cleanup_(sockets_close) struct sockets s = {{-1, -1, -1}, {-1, -1, -1}};
+        _cleanup_vm_ struct vm *vm = vm_new(spec, cb);
+
+        if (!vm)
+                return error_set_errno(err, ENOMEM, "Cannot start a VM");
+        int r = launch(vm, p, spec, &s, op, err);
+        if (r < 0) {
+                vm_kill(vm);
+                vm_remove_files(vm->dir); /* also of a QEMU that never ran */
+                return r;
+        }
+        *ret = TAKE_PTR(vm);
+        return 0;
+}
+
+int vm_attach(const struct vm_spec *spec, const struct proc_id *proc, const struct vm_callbacks *cb, struct vm **ret,
+              struct error *err) {
+        _cleanup_vm_ struct vm *vm = vm_new(spec, cb);
+        const struct op op = op_timeout(CONNECT_MS);
+
+        if (!vm)
+                return error_set_errno(err, ENOMEM, "Cannot attach to the VM %s", spec->id);
+        vm->proc = *proc;
+        vm->pidfd = proc_id_open(proc);
+        if (vm->pidfd == -ESRCH) {
+                error_set(err, ERROR_NOT_RUNNING, "QEMU of the VM %s (process %d) is gone", spec->id, (int) proc->pid);
+                return -ESRCH;
+        }
+        if (vm->pidfd < 0)
+                return error_set_errno(err, vm->pidfd, "Cannot open the process %d", (int) proc->pid);
+        int r = console_log_open(&vm->console, vm->dir, false);
+        if (r < 0)
+                return error_set_errno(err, r, "Cannot open the console log in %s", vm->dir);
+        /* Without its console a VM is still of use. */
+        vm->console_fd = connect_to(vm->dir, VM_CONSOLE_SOCKET, &op);
+        if (vm->console_fd < 0)
+                log_warn("Cannot connect to the console of a VM", "vm", vm->id, "errno", LOG_NUM(-vm->console_fd));
+        vm->announce = true;
+        r = vm_watch_start(vm);
+        if (r < 0)
+                return error_set_errno(err, r, "Cannot watch QEMU");
+        *ret = TAKE_PTR(vm);
+        return 0;
+}
+
+/* --- agent --- */
+
+static int connect_agent(struct vm *vm, const struct op *op, struct agent **ret, struct error *err) {
+        const struct op limited = op_sub(op, VM_AGENT_CONNECT_MS);
+
+        int fd = connect_to(vm->dir, VM_AGENT_SOCKET, &limited);
+        if (fd < 0) {
+                error_set(err, ERROR_GUEST_UNREACHABLE, "Cannot connect to the agent's socket of the VM %s: %s", vm->id,
+                          strerrordesc_np(-fd));
+                return fd;
+        }
+        int r = agent_open(fd, &limited, ret, err);
+        /* Our own limit, not the caller's, has ended it. */
+        if (r == -ETIMEDOUT && op_check(op) >= 0) {
+                error_set(err, ERROR_GUEST_UNREACHABLE, "The guest's agent did not answer within %d s",
+                          VM_AGENT_CONNECT_MS / 1000);
+                error_hint(err, "Stop and start the workspace; workspace_logs shows its console.");
+        }
+        return r;
+}
+
+/* Either a connection that is there, or the right to make one (*ret NULL), or an error. */
+static int agent_or_turn(struct vm *vm, const struct op *op, struct agent **ret, struct agent **ret_lost) {
+        struct vm_waiter w;
+        int r = 0;
+
+        *ret = *ret_lost = NULL;
+        vm_waiter_begin(&w, &vm->lock, &vm->changed, op);
+        pthread_mutex_lock(&vm->lock);
+        while (r >= 0) {
+                if (vm->exited) {
+                        r = -ESRCH;
+                } else if (vm->agent && !agent_is_lost(vm->agent)) {
+                        *ret = agent_ref(vm->agent);
+                        break;
+                } else if (!vm->connecting) {
+                        vm->connecting = true;
+                        *ret_lost = TAKE_PTR(vm->agent);
+                        break;
+                } else
+                        r = vm_waiter_sleep(&w);
+        }
+        pthread_mutex_unlock(&vm->lock);
+        vm_waiter_end(&w);
+        return r;
+}
+
+static int agent_wait_error(struct vm *vm, int r, struct error *err) {
+        if (r == -ESRCH) {
+                error_set(err, ERROR_NOT_RUNNING, "The VM %s has ended", vm->id);
+                return r;
+        }
+        if (r == -ETIMEDOUT)
+                return error_set(err, ERROR_TIMEOUT, "Time ran out while waiting for the guest's agent");
+        if (r == -ECANCELED)
+                return error_set(err, ERROR_CANCELLED, "Cancelled while waiting for the guest's agent");
+        return error_set_errno(err, r, "Cannot reach the guest's agent");
+}
+
+int vm_agent(struct vm *vm, const struct op *op, struct agent **ret, struct error *err) {
+        _cleanup_agent_ struct agent *lost = NULL;
+        struct agent *agent = NULL;
+
+        int r = agent_or_turn(vm, op, &agent, &lost);
+        if (r < 0)
+                return agent_wait_error(vm, r, err);
+        if (!agent) {
+                r = connect_agent(vm, op, &agent, err);
+                LOCK(&vm->lock);
+                vm->connecting = false;
+                if (r >= 0)
+                        vm->agent = agent_ref(agent);
+                pthread_cond_broadcast(&vm->changed);
+        }
+        if (r >= 0)
+                *ret = agent;
+        else if (vm_has_exited(vm))
+                return agent_wait_error(vm, -ESRCH, err);
+        return r;
+}
+
+/* --- stop --- */
+
+void vm_kill(struct vm *vm) {
+        const struct op op = op_timeout(KILL_WAIT_MS);
+
+        if (vm->pidfd < 0 || !vm->watched)
+                return;
+        (void) pidfd_signal(vm->pidfd, SIGKILL); /* fails only when it is gone */
+        if (vm_wait_exit(vm, &op) < 0)
+                log_error("QEMU does not end on SIGKILL; it hangs in the kernel", "vm", vm->id, "pid",
+                          LOG_NUM(vm->proc.pid));
+}
+
+static int stop_by_agent(struct vm *vm, const struct op *op) {
+        const struct op limited = op_sub(op, VM_AGENT_STOP_MS);
+        _cleanup_agent_ struct agent *agent = NULL;
+
+        int r = vm_agent(vm, &limited, &agent, NULL);
+        if (r >= 0)
+                r = agent_shutdown(agent, &limited, NULL);
+        /* The answer may be lost with the machine. */
+        if (r < 0 && r != -ENOTCONN)
+                return r;
+        return vm_wait_exit(vm, &limited);
+}
+
+static int stop_by_qmp(struct vm *vm, const struct op *op) {
+        const struct op limited = op_sub(op, VM_QUIT_MS);
+        _cleanup_qmp_ struct qmp *qmp = NULL;
+
+        {
+                LOCK(&vm->lock);
+                if (vm->qmp && !qmp_is_lost(vm->qmp))
+                        qmp = qmp_ref(vm->qmp);
+        }
+        int r = 0;
+        if (!qmp) {
+                int fd = connect_to(vm->dir, VM_QMP_SOCKET, &limited);
+                r = fd < 0 ? fd : qmp_open(fd, NULL, &limited, &qmp, NULL);
+        }
+        if (r >= 0)
+                r = qmp_call(qmp, "quit", NULL, &limited, NULL, NULL);
+        if (r < 0 && r != -ENOTCONN)
+                return r;
+        return vm_wait_exit(vm, &limited);
+}
+
+int vm_stop(struct vm *vm, const struct op *op, struct error *err) {
+        int (*const ways[])(struct vm *, const struct op *) = {stop_by_agent, stop_by_qmp};
+
+        for (size_t i = 0; i < ARRAY_SIZE(ways); i++) {
+                if (vm_has_exited(vm) || ways[i](vm, op) >= 0)
+                        return 0;
+                int r = op_check(op);
+                if (r < 0) {
+                        vm_kill(vm);
+                        return r == -ETIMEDOUT
+                                       ? error_set(err, ERROR_TIMEOUT, "The VM did not stop in time and was killed")
+                                       : error_set(err, ERROR_CANCELLED, "Stopping was cancelled; the VM was killed");
+                }
+        }
+        vm_kill(vm);
+        return vm_has_exited(vm) ? 0 : error_set(err, ERROR_TIMEOUT, "QEMU does not end on SIGKILL");
+}

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Apart from the tests, because the two sides have each their own `struct agent`. */
+#include "guest-side.h"
+
+#include <sys/socket.h>
+
+#include "base/io.h"
+#include "base/thread.h"
+#include "guest/agent.h"
+#include "wire/handshake.h"
+
+#define PATIENCE_MS 60000
+
+struct guest_side {
+        int fd;
+        guest_play play;
+        pthread_t thread;
+        bool joined;
+        struct mux *mux;    /* when joined */
+        struct agent agent; /* the real one */
+
+        pthread_mutex_t lock; /* guards busy */
+        pthread_cond_t idle;
+        unsigned busy; /* streams being played */
+};
+
+struct playing {
+        struct guest_side *g;
+        struct mux_stream *stream;
+        json_t *request;
+};
+
+static void *play_main(void *arg) {
+        struct playing *p = arg;
+        struct guest_side *g = p->g;
+
+        g->play(p->stream, p->request);
+        mux_stream_unref(p->stream);
+        json_decref(p->request);
+        free(p);
+        LOCK(&g->lock);
+        g->busy--;
+        pthread_cond_broadcast(&g->idle);
+        return NULL;
+}
+
+static void opened(void *arg, struct mux_stream *stream, json_t *request) {
+        struct guest_side *g = arg;
+
+        if (!g->play) {
+                dispatch_opened(&g->agent, stream, request);
+                return;
+        }
+        struct playing *p = malloc(sizeof(*p));
+        if (!p)
+                abort();
+        *p = (struct playing){g, stream, request};
+        {
+                LOCK(&g->lock);
+                g->busy++;
+        }
+        if (thread_start_detached("play", play_main, p) < 0)
+                abort();
+}
+
+/* The handshake, byte by byte, so that nothing behind it is taken. */
+static void *shake_hands(void *arg) {
+        struct guest_side *g = arg;
+        const struct op op = op_timeout(PATIENCE_MS);
+        struct handshake_scanner scanner = {0};
+        const struct mux_callbacks cb = {.opened = opened, .arg = g};
+        uint8_t answer[HANDSHAKE_LEN], byte;
+        size_t used;
+
+        do
+                if (read_full(g->fd, &byte, 1, &op) < 0)
+                        return NULL;
+        while (handshake_scan(&scanner, &byte, 1, &used, answer) == 0);
+        if (write_full(g->fd, answer, sizeof(answer), &op) >= 0)
+                (void) mux_start(take_fd(&g->fd), MUX_GUEST, NULL, 0, NULL, &cb, &g->mux, NULL);
+        return NULL;
+}
+
+struct guest_side *guest_side_start(int fd, guest_play play) {
+        struct guest_side *g = calloc(1, sizeof(*g));
+
+        if (!g)
+                abort();
+        g->fd = fd;
+        g->play = play;
+        pthread_mutex_init(&g->lock, NULL);
+        cond_init(&g->idle);
+        if (!play) {
+                if (agent_init(&g->agent, NULL, NULL) < 0)
+                        abort();
+                g->agent.root = ROOT_MOUNTED;
+        }
+        if (thread_start(&g->thread, "guest", shake_hands, g) < 0)
+                abort();
+        return g;
+}
+
+/* Waits for the handshake's thread. */
+static void join(struct guest_side *g) {
+        if (!g->joined)
+                pthread_join(g->thread, NULL);
+        g->joined = true;
+}
+
+void guest_side_hang_up(struct guest_side *g) {
+        join(g);
+        mux_shutdown(g->mux, -ESHUTDOWN);
+}
+
+void guest_side_stop(struct guest_side *g) {
+        join(g);
+        if (g->mux)
+                mux_shutdown(g->mux, -ESHUTDOWN);
+        {
+                LOCK(&g->lock);
+                while (g->busy > 0)
+                        pthread_cond_wait(&g->idle, &g->lock);
+        }
+        mux_unref(g->mux);
+        close_fd(g->fd);
+        if (!g->play)
+                agent_free(&g->agent);
+        free(g);
+}

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/* The far end of an agent's channel, in this process: a guest that the test plays, and the real one. */
+
+#include <jansson.h>
+
+#include "wire/mux.h"
+
+/* What a played guest does with a stream; on a thread of its own. The stream is let go afterwards. */
+typedef void (*guest_play)(struct mux_stream *s, const json_t *request);
+
+struct guest_side;
+
+/* Answers the handshake on fd (taken) and serves it until guest_side_stop(). play NULL: the real request handlers,
+ * which can be had once at a time. */
+struct guest_side *guest_side_start(int fd, guest_play play);
+/* Breaks the connection. */
+void guest_side_hang_up(struct guest_side *g);
+void guest_side_stop(struct guest_side *g);

@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "tap.h"
+#include "vm/vm.h"
+
+static const struct platform tcg = {
+        .qemu = (char[]){"/usr/bin/qemu-system-x86_64"},
+        .kernel = (char[]){"/images/boot/vmlinux"},
+        .initramfs = (char[]){"/images/boot/initramfs.img"},
+        .accel = ACCEL_TCG,
+        .tsc_khz = 2596120,
+};
+
+static const struct vm_spec full = {
+        .id = "0b7e",
+        .dir = "/state/vms/0b7e",
+        .vcpus = 2,
+        .memory_mb = 512,
+        .disk_path = "/state/disks/0b7e.qcow2",
+        .disk_format = "qcow2",
+        .net = VM_NET_USER_RESTRICTED,
+        .mac = "52:54:00:63:00:07",
+        .network = "10.99.0.0",
+        .prefix_len = 16,
+        .gateway = "10.99.0.1",
+};
+
+static void check_argv(const struct strv *got, const char *const *want) {
+        size_t i = 0;
+
+        for (; i < got->n && want[i]; i++)
+                CHECK_STR(got->v[i], want[i]);
+        CHECK_INT(got->n, i);
+        CHECK(!want[i]);
+}
+
+static void test_full_under_tcg(void) {
+        _cleanup_strv_ struct strv argv = {0};
+        static const char *const want[] = {
+                "/usr/bin/qemu-system-x86_64",
+                "-name",
+                "guest=agentiso-0b7e",
+                "-pidfile",
+                "/state/vms/0b7e/qemu.pid",
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-no-reboot",
+                "-sandbox",
+                "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+                "-M",
+                "microvm,mem-merge=off,dump-guest-core=off",
+                "-accel",
+                "tcg,thread=multi,tb-size=64",
+                "-cpu",
+                "max",
+                "-smp",
+                "cpus=2",
+                "-m",
+                "512M",
+                "-kernel",
+                "/images/boot/vmlinux",
+                "-initrd",
+                "/images/boot/initramfs.img",
+                "-append",
+                "console=ttyS0 reboot=t panic=-1 quiet random.trust_cpu=on 8250.nr_uarts=1 cryptomgr.notests "
+                "tsc=reliable tsc_early_khz=2596120",
+                "-chardev",
+                "socket,id=qmp,fd=3,server=on,wait=off",
+                "-mon",
+                "chardev=qmp,mode=control",
+                "-chardev",
+                "socket,id=console,fd=5,server=on,wait=off",
+                "-serial",
+                "chardev:console",
+                "-chardev",
+                "socket,id=agent,fd=4,server=on,wait=off",
+                "-device",
+                "virtio-serial-device,id=ports,max_ports=2",
+                "-device",
+                "virtserialport,bus=ports.0,nr=1,chardev=agent,name=agentiso.0",
+                "-device",
+                "virtio-rng-device",
+                "-blockdev",
+                "driver=file,node-name=disk-file,filename=/state/disks/0b7e.qcow2,aio=threads,cache.direct=off,"
+                "cache.no-flush=off,discard=unmap",
+                "-blockdev",
+                "driver=qcow2,node-name=disk,file=disk-file,cache.direct=off,cache.no-flush=off,discard=unmap,"
+                "detect-zeroes=unmap",
+                "-device",
+                "virtio-blk-device,id=disk0,drive=disk",
+                "-netdev",
+                "user,id=net,restrict=on,ipv6=off,net=10.99.0.0/16,host=10.99.0.1,dns=10.99.255.254",
+                "-device",
+                "virtio-net-device,id=net0,netdev=net,mac=52:54:00:63:00:07",
+                NULL,
+        };
+
+        CHECK_INT(vm_argv(&tcg, &full, &argv), 0);
+        check_argv(&argv, want);
+}
+
+/* The argument after the n-th occurrence of an option, or NULL. */
+static const char *value_of(const struct strv *argv, const char *option, unsigned n) {
+        for (size_t i = 0; i + 1 < argv->n; i++)
+                if (str_eq(argv->v[i], option) && n-- == 0)
+                        return argv->v[i + 1];
+        return NULL;
+}
+
+static void test_kvm_without_disk_and_card(void) {
+        _cleanup_strv_ struct strv argv = {0};
+        struct platform kvm = tcg;
+        struct vm_spec spec = {.id = "p", .dir = "/d", .vcpus = 1, .memory_mb = 256, .net = VM_NET_NONE};
+
+        kvm.accel = ACCEL_KVM;
+        REQUIRE(vm_argv(&kvm, &spec, &argv) == 0);
+        CHECK_STR(value_of(&argv, "-accel", 0), "kvm");
+        CHECK_STR(value_of(&argv, "-cpu", 0), "host");
+        CHECK_STR(value_of(&argv, "-nic", 0), "none");
+        CHECK_STR(value_of(&argv, "-append", 0),
+                  "console=ttyS0 reboot=t panic=-1 quiet random.trust_cpu=on 8250.nr_uarts=1 cryptomgr.notests");
+        CHECK(!value_of(&argv, "-blockdev", 0));
+        CHECK(!value_of(&argv, "-netdev", 0));
+}
+
+static void test_commas_cannot_add_options(void) {
+        _cleanup_strv_ struct strv argv = {0};
+        struct vm_spec spec = full;
+
+        spec.id = "a,process=x";
+        spec.disk_path = "/disks/a,b,,c";
+        spec.disk_format = "raw";
+        REQUIRE(vm_argv(&tcg, &spec, &argv) == 0);
+        CHECK_STR(value_of(&argv, "-name", 0), "guest=agentiso-a,,process=x");
+        CHECK(strstr(value_of(&argv, "-blockdev", 0), "filename=/disks/a,,b,,,,c,aio"));
+        CHECK(strstr(value_of(&argv, "-blockdev", 1), "driver=raw,"));
+}
+
+static void test_wrong_network_is_refused(void) {
+        _cleanup_strv_ struct strv argv = {0};
+        static const struct {
+                const char *mac, *network, *gateway;
+                unsigned prefix_len;
+        } wrong[] = {
+                {NULL, "10.99.0.0", "10.99.0.1", 16},
+                {"52:54:00:63:00:07", NULL, "10.99.0.1", 16},
+                {"52:54:00:63:00:07", "10.99", "10.99.0.1", 16},
+                {"52:54:00:63:00:07", "10.99.0.0", NULL, 16},
+                {"52:54:00:63:00:07", "10.99.0.0", "10.99.0.1", 31},
+        };
+
+        for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {
+                struct vm_spec spec = full;
+
+                spec.mac = wrong[i].mac;
+                spec.network = wrong[i].network;
+                spec.gateway = wrong[i].gateway;
+                spec.prefix_len = wrong[i].prefix_len;
+                CHECK_INT(vm_argv(&tcg, &spec, &argv), -EINVAL);
+        }
+}
+
+int main(void) {
+        RUN(test_full_under_tcg);
+        RUN(test_kvm_without_disk_and_card);
+        RUN(test_commas_cannot_add_options);
+        RUN(test_wrong_network_is_refused);
+        return tap_done();
+}
