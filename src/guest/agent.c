@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "guest/agent.h"
+
+#include <signal.h>
+
+int agent_init(struct agent *a, const char *cgroup_mount, struct error *err) {
+        sigset_t chld;
+        int r;
+
+        *a = (struct agent){.initramfs_fd = -1, .cgroups = CGROUPS_INIT};
+        pthread_mutex_init(&a->lock, NULL);
+        pthread_mutex_init(&a->files_lock, NULL);
+        cond_init(&a->idle);
+
+        sigemptyset(&chld);
+        sigaddset(&chld, SIGCHLD);
+        pthread_sigmask(SIG_BLOCK, &chld, NULL);
+        /* A command that closes its standard input must not take the agent with it. */
+        signal(SIGPIPE, SIG_IGN);
+
+        r = reaper_new(&a->reaper);
+        if (r < 0) {
+                error_set_errno(err, r, "Cannot start the reaper");
+                goto fail;
+        }
+        r = drainer_new(&a->drainer);
+        if (r < 0) {
+                error_set_errno(err, r, "Cannot start the drainer");
+                goto fail;
+        }
+        /* Without cgroups commands are still found by their session (tree.c). */
+        if (cgroup_mount)
+                cgroups_open(&a->cgroups, cgroup_mount);
+        return 0;
+fail:
+        agent_free(a);
+        return r;
+}
+
+void agent_free(struct agent *a) {
+        pthread_mutex_lock(&a->lock);
+        while (a->requests > 0)
+                cond_wait_until(&a->idle, &a->lock, DEADLINE_NEVER);
+        pthread_mutex_unlock(&a->lock);
+        reaper_free(a->reaper);
+        drainer_free(a->drainer);
+        cgroups_close(&a->cgroups);
+        a->initramfs_fd = close_fd(a->initramfs_fd);
+        pthread_cond_destroy(&a->idle);
+        pthread_mutex_destroy(&a->files_lock);
+        pthread_mutex_destroy(&a->lock);
+}
+
+bool agent_root_mounted(struct agent *a) {
+        LOCK(&a->lock);
+        return a->root == ROOT_MOUNTED;
+}

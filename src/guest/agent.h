@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * agentiso-guest: the one program inside a machine that the host talks to.
+ *
+ * It is PID 1 from the initramfs on. main.c brings the machine up (init.c: mounts, modules.c: drivers), then channel.c
+ * waits for the host on a virtio-serial port or on vsock and starts a mux for each connection. Each request gets a
+ * thread (dispatch.c), which runs one handler top to bottom. mount_root (root.c) pivots into the disk; nothing in the
+ * disk's file system is needed by the agent itself.
+ *
+ * Children: only exec.c starts any, always through reap.c, whose thread is the only one that waits for processes.
+ *
+ * The workload runs as root beside the agent. It can hurt its own machine; it must not be able to end the agent by
+ * accident (out of memory, out of pids, a flood on the console), nor to make it grow.
+ */
+
+#include <stdatomic.h>
+
+#include "base/json.h"
+#include "base/thread.h"
+#include "guest/cgroup.h"
+#include "guest/drain.h"
+#include "guest/reap.h"
+#include "wire/mux.h"
+
+#define AGENT_EXECS_MAX 200 /* commands that run at the same time, those of lost connections included */
+
+enum root_state {
+        ROOT_NONE,     /* still in the initramfs */
+        ROOT_MOUNTING, /* a request is at it */
+        ROOT_MOUNTED,
+};
+
+struct agent {
+        struct reaper *reaper;
+        struct drainer *drainer;
+        struct cgroups cgroups;
+        atomic_int execs;           /* running commands */
+        int initramfs_fd;           /* root folder of the initramfs: modules are loaded from there. -1: none */
+        pthread_mutex_t files_lock; /* makes the replacing of a file and the read before it one step; held across file
+                                     * I/O, never across a wait for the peer */
+        pthread_mutex_t lock;       /* guards what follows */
+        pthread_cond_t idle;        /* requests became 0 */
+        unsigned requests;          /* threads of dispatch.c */
+        enum root_state root;
+};
+
+/* Blocks SIGCHLD in the calling thread (the threads started later inherit it) and starts reaper and drainer.
+ * cgroup_mount: a cgroup v2 mount point, or NULL to live without. */
+int agent_init(struct agent *a, const char *cgroup_mount, struct error *err);
+/* Waits for the threads of all requests: end the connections before. */
+void agent_free(struct agent *a);
+
+bool agent_root_mounted(struct agent *a);
+
+/* One request on its own thread. */
+struct request {
+        struct agent *agent;
+        struct mux_stream *stream; /* owned */
+        json_t *args;              /* owned; the WIRE_OPEN message */
+        json_t *reply;             /* owned; members that a handler wants in the "ok" message */
+};
+
+/* What a handler does: 0 when the answer is in r->reply, or 1 when it has sent everything itself; a negative errno with
+ * err set is sent as the error. */
+typedef int (*request_handler)(struct request *r, struct error *err);
+
+int handle_info(struct request *r, struct error *err);
+int handle_mount_root(struct request *r, struct error *err);
+int handle_configure(struct request *r, struct error *err);
+int handle_exec(struct request *r, struct error *err);
+int handle_file_read(struct request *r, struct error *err);
+int handle_file_write(struct request *r, struct error *err);
+int handle_file_edit(struct request *r, struct error *err);
+int handle_file_list(struct request *r, struct error *err);
+int handle_shutdown(struct request *r, struct error *err);
+
+/* Sends {type, ...members}; members is taken (NULL: none). */
+int request_send(struct request *r, const char *type, json_t *members);
+/* mux_callbacks.opened; arg is the agent. */
+void dispatch_opened(void *arg, struct mux_stream *stream, json_t *request);

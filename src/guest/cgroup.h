@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * One cgroup (version 2) for each command, so that everything it started is found, whatever session or parent it has
+ * given itself: <mount>/agentiso/exec-<n>. The folder goes when the command is over; one that still holds a process
+ * left behind is kept in a list and tried again when the next command starts. The parent's limits keep
+ * back some threads and memory for the agent.
+ */
+
+#include "base/deadline.h"
+#include "base/thread.h"
+#include "base/util.h"
+
+#define CGROUP_NAME_MAX 31
+#define CGROUPS_STALE_MAX 512 /* left-over folders that are remembered */
+/* For the kernel and the agent: of kernel.threads-max, never more than half; of the memory in bytes, never more than a
+ * sixteenth. */
+#define CGROUPS_THREADS_RESERVED UINT64_C(640)
+#define CGROUPS_MEMORY_RESERVED (UINT64_C(32) << 20)
+#define CGROUP_DEPTH_MAX 16 /* of the cgroups that a command may have made in its own */
+
+struct cgroups {
+        int fd;               /* <mount>/agentiso; -1: there are no cgroups here */
+        pthread_mutex_t lock; /* guards what follows */
+        uint64_t next;
+        size_t n_stale;
+        char stale[CGROUPS_STALE_MAX][CGROUP_NAME_MAX + 1];
+};
+#define CGROUPS_INIT ((struct cgroups){.fd = -1, .lock = PTHREAD_MUTEX_INITIALIZER})
+
+/* 0, or a negative errno: then .fd stays -1. */
+int cgroups_open(struct cgroups *g, const char *mount);
+void cgroups_close(struct cgroups *g);
+
+struct cgroup {
+        int fd; /* its folder */
+        char name[CGROUP_NAME_MAX + 1];
+};
+#define CGROUP_INIT ((struct cgroup){.fd = -1})
+
+int cgroup_create(struct cgroups *g, struct cgroup *ret);
+/* Kills every process in it and below and waits until none is left. -EOPNOTSUPP: no cgroup.kill (Linux 5.14). */
+int cgroup_kill(const struct cgroup *c, deadline_t deadline);
+/* Removes the folder, now or when its last process is gone. */
+void cgroup_release(struct cgroups *g, struct cgroup *c);

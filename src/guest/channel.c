@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "guest/channel.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/vm_sockets.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include "base/file.h"
+#include "base/io.h"
+#include "guest/console.h"
+#include "guest/uevent.h"
+#include "wire/handshake.h"
+
+#define PORTS_DIR "/sys/class/virtio-ports"
+#define PORT_NAME_MAX 4096 /* every attribute in sysfs says that it has a page */
+#define READ_CHUNK 4096
+#define ANSWER_MS 5000 /* for the 32 bytes of the answer to be taken */
+
+/* ---- one connection ---- */
+
+struct connection {
+        struct agent *agent;
+        int lost_fd; /* eventfd */
+};
+
+static void connection_opened(void *arg, struct mux_stream *stream, json_t *request) {
+        struct connection *c = arg;
+
+        dispatch_opened(c->agent, stream, request);
+}
+
+static void connection_lost(void *arg, int err) {
+        struct connection *c = arg;
+
+        eventfd_write(c->lost_fd, 1);
+}
+
+/* Runs a mux on fd (owned) until it is lost or `other` is readable. */
+static int serve_mux(struct agent *a, int fd, const void *early, size_t early_len, int other) {
+        _cleanup_close_ int owned = fd;
+        struct connection c = {.agent = a, .lost_fd = eventfd(0, EFD_CLOEXEC)};
+        struct mux_callbacks cb = {.opened = connection_opened, .lost = connection_lost, .arg = &c};
+        _cleanup_error_ struct error err = ERROR_INIT;
+        _cleanup_json_ json_t *hello = json_object();
+        struct mux *mux = NULL;
+        int r;
+
+        if (c.lost_fd < 0)
+                return -errno;
+        r = json_put(hello, "agent", json_string(AGENTISO_VERSION));
+        if (r == 0)
+                r = mux_start(TAKE_FD(owned), MUX_GUEST, early, early_len, hello, &cb, &mux, &err);
+        if (r == 0) {
+                struct pollfd p[] = {{.fd = c.lost_fd, .events = POLLIN}, {.fd = other, .events = POLLIN}};
+
+                while (poll(p, ARRAY_SIZE(p), -1) < 0 && errno == EINTR)
+                        ;
+                mux_unref(mux); /* joins its thread: no callback runs after this */
+        }
+        close_fd(c.lost_fd);
+        return r;
+}
+
+struct seeker {
+        struct handshake_scanner scanner;
+        uint8_t chunk[READ_CHUNK];
+        size_t len, used; /* of the chunk; what is behind `used` came after the handshake */
+};
+
+/* Reads once. 1: a preamble came and was answered; 0: nothing yet (-EAGAIN or garbage); negative: fd is of no use. */
+static int seek_once(struct seeker *s, int fd) {
+        struct op op = op_timeout(ANSWER_MS);
+        uint8_t answer[HANDSHAKE_LEN];
+        ssize_t n = read(fd, s->chunk, sizeof(s->chunk));
+        int r;
+
+        if (n < 0)
+                return -errno;
+        if (n == 0)
+                return -ENODATA;
+        s->len = (size_t) n;
+        if (handshake_scan(&s->scanner, s->chunk, s->len, &s->used, answer) == 0)
+                return 0;
+        r = write_full(fd, answer, sizeof(answer), &op);
+        return r < 0 ? r : 1;
+}
+
+int channel_serve_once(struct agent *a, int fd, int other, const struct op *handshake) {
+        _cleanup_close_ int owned = fd;
+        struct seeker s = {0};
+        int r;
+
+        do {
+                r = wait_fd(fd, POLLIN, handshake);
+                if (r > 0)
+                        r = seek_once(&s, fd);
+        } while (r == 0 || r == -EAGAIN || r == -EINTR);
+        if (r < 0)
+                return r;
+        return serve_mux(a, TAKE_FD(owned), s.chunk + s.used, s.len - s.used, other);
+}
+
+/* ---- virtio-serial ---- */
+
+struct port_server {
+        struct agent *agent;
+        int fd;
+};
+
+static void *port_main(void *arg) {
+        struct port_server *p = arg;
+        struct epoll_event ev = {.events = EPOLLIN | EPOLLET};
+        _cleanup_close_ int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+        struct seeker s = {0};
+
+        if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, p->fd, &ev) < 0)
+                console_die("cannot watch the port to the host: %s", strerror(errno));
+        for (;;) {
+                int r = seek_once(&s, p->fd);
+
+                if (r == 1) {
+                        int fd = fcntl(p->fd, F_DUPFD_CLOEXEC, 3);
+
+                        if (fd >= 0)
+                                r = serve_mux(p->agent, fd, s.chunk + s.used, s.len - s.used, -1);
+                        if (fd < 0 || r < 0)
+                                console_say("cannot serve the host: %s", strerror(fd < 0 ? errno : -r));
+                        s = (struct seeker){0};
+                } else if (r == -EAGAIN || r == -ENODATA) {
+                        while (epoll_wait(epoll_fd, &ev, 1, -1) < 0 && errno == EINTR)
+                                ;
+                } else if (r < 0 && r != -EINTR && r != -ETIMEDOUT && r != -EPIPE) {
+                        console_die("the port to the host is broken: %s", strerror(-r));
+                }
+        }
+}
+
+/* The port's device, "/dev/vport<N>p<M>". */
+static bool find_port(char *ret, size_t size) {
+        DIR *dir = opendir(PORTS_DIR);
+        struct dirent *de;
+        bool found = false;
+
+        if (!dir)
+                return false;
+        while (!found && (de = readdir(dir))) {
+                char path[sizeof(PORTS_DIR) + 300];
+                _cleanup_free_ char *name = NULL;
+
+                if (de->d_name[0] == '.')
+                        continue;
+                snprintf(path, sizeof(path), "%s/%s/name", PORTS_DIR, de->d_name);
+                if (file_read_all(path, PORT_NAME_MAX, &name, NULL) < 0)
+                        continue;
+                name[strcspn(name, "\n")] = '\0';
+                found = strcmp(name, WIRE_PORT_NAME) == 0;
+                if (found)
+                        snprintf(ret, size, "/dev/%.60s", de->d_name);
+        }
+        closedir(dir);
+        return found && access(ret, F_OK) == 0;
+}
+
+static int open_port(void) {
+        char path[80];
+        int fd;
+
+        if (!find_port(path, sizeof(path)))
+                return -ENODEV;
+        fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+        return fd < 0 ? -errno : fd;
+}
+
+/* ---- vsock ---- */
+
+struct vsock_server {
+        struct agent *agent;
+        int fd;
+};
+
+/* The driver may be loaded without a device: then there is no address. */
+static int open_vsock(void) {
+        struct sockaddr_vm addr = {
+                .svm_family = AF_VSOCK,
+                .svm_port = WIRE_VSOCK_PORT,
+                .svm_cid = VMADDR_CID_ANY,
+        };
+        _cleanup_close_ int dev = open("/dev/vsock", O_RDONLY | O_CLOEXEC), fd = -1;
+        unsigned cid = VMADDR_CID_ANY;
+
+        if (dev < 0 || ioctl(dev, IOCTL_VM_SOCKETS_GET_LOCAL_CID, &cid) < 0)
+                return -errno;
+        if (cid == VMADDR_CID_ANY || cid == VMADDR_CID_LOCAL)
+                return -ENODEV;
+        fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (fd < 0 || bind(fd, (struct sockaddr *) &addr, sizeof(addr)) < 0 || listen(fd, 4) < 0)
+                return -errno;
+        return TAKE_FD(fd);
+}
+
+static void *vsock_main(void *arg) {
+        struct vsock_server *v = arg;
+
+        for (;;) {
+                struct sockaddr_vm peer = {0};
+                socklen_t len = sizeof(peer);
+                struct op op = OP_INIT_NEVER;
+                int fd;
+
+                if (wait_fd(v->fd, POLLIN, &op) < 0)
+                        continue;
+                fd = accept4(v->fd, (struct sockaddr *) &peer, &len, SOCK_CLOEXEC | SOCK_NONBLOCK);
+                if (fd < 0)
+                        continue;
+                /* The workload can connect too, over the loopback of vsock: only the host may give orders. */
+                if (peer.svm_cid != VMADDR_CID_HOST) {
+                        close_fd(fd);
+                        continue;
+                }
+                op = op_timeout(CHANNEL_HANDSHAKE_MS);
+                channel_serve_once(v->agent, fd, v->fd, &op);
+        }
+        return NULL;
+}
+
+/* ---- both ---- */
+
+static bool channels_there(void *arg) {
+        struct channels *c = arg;
+
+        if (c->port_fd < 0)
+                c->port_fd = MAX(open_port(), -1);
+        if (c->listen_fd < 0)
+                c->listen_fd = MAX(open_vsock(), -1);
+        return c->port_fd >= 0 || c->listen_fd >= 0;
+}
+
+int channels_open(struct channels *c, int uevent_fd, const struct op *op, struct error *err) {
+        int r = uevent_wait(uevent_fd, channels_there, c, op);
+
+        if (r < 0)
+                return error_set_errno(err, r, "No virtio-serial port %s and no vsock device", WIRE_PORT_NAME);
+        return 0;
+}
+
+int channels_serve(struct channels *c, struct agent *a, struct error *err) {
+        static struct port_server port;
+        static struct vsock_server vsock;
+        int r = 0;
+
+        port = (struct port_server){.agent = a, .fd = c->port_fd};
+        vsock = (struct vsock_server){.agent = a, .fd = c->listen_fd};
+        if (port.fd >= 0)
+                r = thread_start_detached("port", port_main, &port);
+        if (r == 0 && vsock.fd >= 0)
+                r = thread_start_detached("vsock", vsock_main, &vsock);
+        return r < 0 ? error_set_errno(err, r, "Cannot start a thread for the channel") : 0;
+}

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <arpa/inet.h>
+
+#include "base/deadline.h"
+#include "base/str.h"
+#include "guest/args.h"
+#include "guest/nearest.h"
+#include "tap.h"
+
+static json_t *parse(const char *text) {
+        json_t *j = NULL;
+
+        if (json_parse(text, strlen(text), 1 << 20, 16, &j, NULL) < 0)
+                abort();
+        return j;
+}
+
+/* A configure request with this must be refused, and the message must hold `says`. */
+static void refused(const char *text, const char *says) {
+        _cleanup_json_ json_t *j = parse(text);
+        _cleanup_error_ struct error err = ERROR_INIT;
+        struct configure_args a;
+
+        CHECK(configure_args_parse(j, &a, &err) < 0);
+        CHECK_INT(err.code, ERROR_INVALID_ARGUMENT);
+        CHECK(strstr(error_message(&err), says));
+}
+
+static void test_configure(void) {
+        _cleanup_json_ json_t *j = parse(
+                "{\"hostname\":\"ws-1.x_y\",\"machine_id\":\"0123456789abcdef0123456789abcdef\",\"realtime_ns\":5,"
+                "\"network\":{\"mac\":\"02:00:0a:63:00:02\",\"address\":\"10.99.0.2\",\"prefix_len\":16,"
+                "\"gateway\":\"10.99.0.1\"},\"dns\":[\"10.99.0.1\",\"::1\"]}");
+        struct configure_args a;
+
+        REQUIRE(configure_args_parse(j, &a, NULL) == 0);
+        CHECK_STR(a.hostname, "ws-1.x_y");
+        CHECK_INT(a.realtime_ns, 5);
+        CHECK(a.has_network && a.network.has_mac && a.network.has_gateway);
+        CHECK_INT(a.network.mac[2], 0x0a);
+        CHECK_INT(a.network.prefix_len, 16);
+        CHECK_INT(ntohl(a.network.address.s_addr), 0x0a630002);
+        CHECK_INT(a.n_dns, 2);
+
+        refused("{\"hostname\":\"a b\"}", "a b");
+        refused("{\"hostname\":\"\"}", "hostname");
+        refused("{\"hostname\":\"-x\"}", "hostname");
+        refused("{\"hostname\":\"0123456789012345678901234567890123456789012345678901234567890123x\"}", "hostname");
+        refused("{\"machine_id\":\"0123\"}", "machine_id");
+        refused("{\"machine_id\":\"0123456789ABCDEF0123456789abcdef\"}", "machine_id");
+        refused("{\"realtime_ns\":-1}", "realtime_ns");
+        refused("{\"network\":[]}", "network");
+        refused("{\"network\":{\"address\":\"10.0.0\",\"prefix_len\":8}}", "10.0.0");
+        refused("{\"network\":{\"address\":\"10.0.0.1\"}}", "prefix_len");
+        refused("{\"network\":{\"address\":\"10.0.0.1\",\"prefix_len\":33}}", "33");
+        refused("{\"network\":{\"address\":\"10.0.0.1\",\"prefix_len\":8,\"gateway\":\"x\"}}", "gateway");
+        refused("{\"network\":{\"address\":\"10.0.0.1\",\"prefix_len\":8,\"mac\":\"01:00:00:00:00:01\"}}", "multicast");
+        refused("{\"network\":{\"address\":\"10.0.0.1\",\"prefix_len\":8,\"mac\":\"02:00:00:00:00\"}}", "mac");
+        refused("{\"dns\":[\"name\"]}", "dns[0]");
+        refused("{\"dns\":[\"1.1.1.1\",\"1.1.1.1\",\"1.1.1.1\",\"1.1.1.1\"]}", "dns");
+}
+
+static void test_mount_root(void) {
+        static const char *const wrong[] = {
+                "{\"device\":\"vda\"}",
+                "{\"device\":\"/dev/../etc\"}",
+                "{\"device\":\"/dev/\"}",
+                "{\"device\":5}",
+        };
+        struct mount_root_args a;
+
+        for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {
+                _cleanup_json_ json_t *j = parse(wrong[i]);
+                CHECK(mount_root_args_parse(j, &a, NULL) < 0);
+        }
+        _cleanup_json_ json_t *j = parse("{\"grow\":true}");
+        REQUIRE(mount_root_args_parse(j, &a, NULL) == 0);
+        CHECK_STR(a.device, "/dev/vda");
+        CHECK(a.grow);
+}
+
+static void test_exec(void) {
+        struct exec_args a;
+        _cleanup_json_ json_t *none = parse("{\"command\":\"x\",\"env\":null,\"workdir\":null,\"timeout_ms\":null}");
+        _cleanup_json_ json_t *zero = parse("{\"command\":\"x\",\"timeout_ms\":0}");
+        _cleanup_json_ json_t *list = parse("{\"command\":\"x\",\"env\":[]}");
+        _cleanup_json_ json_t *number = parse("{\"command\":\"x\",\"env\":{\"A\":1}}");
+
+        REQUIRE(exec_args_parse(none, &a, NULL) == 0);
+        CHECK(!a.env && !a.workdir && a.timeout_ms == 0 && !a.has_stdin);
+        CHECK(exec_args_parse(zero, &a, NULL) < 0);
+        CHECK(exec_args_parse(list, &a, NULL) < 0);
+        CHECK(exec_args_parse(number, &a, NULL) < 0);
+}
+
+static void nearest(const char *file, const char *wanted, const char *want) {
+        _cleanup_buf_ struct buf out = BUF_INIT(4096);
+
+        CHECK(nearest_lines(file, strlen(file), wanted, strlen(wanted), &out) >= 0);
+        CHECK_STR(out.data ? out.data : "", want);
+}
+
+static void test_nearest(void) {
+        nearest("a\nfoo(bar);\nb\n", "foo(baz);", "2: foo(bar);\n");
+        nearest("  foo\nx\nfoo \nfoO\nfo\n", "\n \nfoo\nrest", "1:   foo\n3: foo \n4: foO\n");
+        nearest("nothing here\n", "@@@@", "");
+        nearest("", "x", "");
+        nearest("x", "\n\n  ", "");
+        nearest("no line feed at the end", "no line feed at the END", "1: no line feed at the end\n");
+}
+
+/* The search is bounded however the file looks. */
+static void test_nearest_large(void) {
+        _cleanup_buf_ struct buf file = BUF_INIT(8 << 20), out = BUF_INIT(4096);
+        int64_t start = monotonic_ns();
+
+        for (int i = 0; i < 40000; i++)
+                buf_printf(&file, "%0100d abcdefghijklmnopqrstuvwxyz\n", i);
+        CHECK(nearest_lines(file.data, file.len, "zyxwvutsrqponmlkjihgfedcba 0000000000000000000000", 49, &out) >= 0);
+        CHECK((monotonic_ns() - start) / NSEC_PER_MSEC < 5000);
+}
+
+int main(void) {
+        RUN(test_configure);
+        RUN(test_mount_root);
+        RUN(test_exec);
+        RUN(test_nearest);
+        RUN(test_nearest_large);
+        return tap_done();
+}
