@@ -2,6 +2,7 @@
 #include "base/io.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -84,15 +85,30 @@ int write_full(int fd, const void *data, size_t n, const struct op *op) {
         return 0;
 }
 
-static int unix_address(const char *path, struct sockaddr_un *ret) {
-        size_t n = strlen(path);
-
-        if (n == 0)
-                return -EINVAL;
-        if (n > UNIX_PATH_MAX_LEN)
-                return -ENAMETOOLONG;
+/*
+ * The address of a path of any length. One that does not fit is reached through its folder's fd in /proc, so that no
+ * limit of 107 bytes shows anywhere else; the folder stays open in *ret_dir as long as the address is used.
+ */
+static int unix_address(const char *path, struct sockaddr_un *ret, int *ret_dir) {
         *ret = (struct sockaddr_un){.sun_family = AF_UNIX};
-        memcpy(ret->sun_path, path, n);
+        if (!*path)
+                return -EINVAL;
+        if (strlen(path) < sizeof(ret->sun_path)) {
+                strcpy(ret->sun_path, path);
+                return 0;
+        }
+
+        const char *slash = strrchr(path, '/');
+        _cleanup_free_ char *folder = slash ? strndup(path, (size_t) (slash - path)) : strdup(".");
+        if (!folder)
+                return -ENOMEM;
+        _cleanup_close_ int dir = open(*folder ? folder : "/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+        if (dir < 0)
+                return -errno;
+        int n = snprintf(ret->sun_path, sizeof(ret->sun_path), "/proc/self/fd/%d/%s", dir, slash ? slash + 1 : path);
+        if (n < 0 || (size_t) n >= sizeof(ret->sun_path))
+                return -ENAMETOOLONG;
+        *ret_dir = TAKE_FD(dir);
         return 0;
 }
 
@@ -121,9 +137,10 @@ static int remove_stale(const struct sockaddr_un *address) {
 }
 
 int unix_listen(const char *path, int backlog) {
+        _cleanup_close_ int dir = -1;
         struct sockaddr_un address;
 
-        int r = unix_address(path, &address);
+        int r = unix_address(path, &address, &dir);
         if (r < 0)
                 return r;
         _cleanup_close_ int fd = unix_socket();
@@ -148,9 +165,10 @@ int unix_listen(const char *path, int backlog) {
 }
 
 int unix_connect(const char *path, const struct op *op) {
+        _cleanup_close_ int dir = -1;
         struct sockaddr_un address;
 
-        int r = unix_address(path, &address);
+        int r = unix_address(path, &address, &dir);
         if (r < 0)
                 return r;
         _cleanup_close_ int fd = unix_socket();

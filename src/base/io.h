@@ -20,8 +20,7 @@ int read_full(int fd, void *data, size_t n, const struct op *op);
 /* Writes all n bytes; the fd should be non-blocking for the deadline to hold. No SIGPIPE on sockets. */
 int write_full(int fd, const void *data, size_t n, const struct op *op);
 
-/* The longest path that fits a unix socket address, without the NUL. */
-#define UNIX_PATH_MAX_LEN 107
+/* Unix sockets, at paths of any length whose last part has at most 64 bytes. */
 
 /* A listening non-blocking stream socket at path, mode 0600; a stale socket file there is replaced. */
 int unix_listen(const char *path, int backlog);

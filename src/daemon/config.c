@@ -27,17 +27,6 @@ static int check_absolute(const char *value, struct error *err) {
         return 0;
 }
 
-static int check_state_dir(const char *value, struct error *err) {
-        int r = check_absolute(value, err);
-        if (r < 0)
-                return r;
-        if (strlen(value) > STATE_DIR_MAX_LEN)
-                return error_set(err, ERROR_INVALID_ARGUMENT,
-                                 "'%s' is too long: unix sockets below it allow at most %u bytes, it has %zu", value,
-                                 (unsigned) STATE_DIR_MAX_LEN, strlen(value));
-        return 0;
-}
-
 static int check_image_name(const char *value, struct error *err) {
         if (!image_name_valid(value))
                 return error_set(err, ERROR_INVALID_ARGUMENT, "'%s' is no name of an image", value);
@@ -94,7 +83,7 @@ static const char *const accels[] = {"auto", "kvm", "tcg", NULL};
         }
 
 static const struct config_key keys[] = {
-        STRING("paths.state_dir", state_dir, NULL, .check = check_state_dir),
+        STRING("paths.state_dir", state_dir, NULL, .check = check_absolute),
         STRING("paths.image_dir", image_dir, NULL, .check = check_absolute),
         STRING("log.level", log_level, "info", .choices = log_levels),
         STRING("defaults.base_image", default_image, "debian-dev", .check = check_image_name),
@@ -386,7 +375,7 @@ static int default_paths(struct config *c, struct error *err) {
                 c->state_dir = geteuid() == 0 ? strdup(SYSTEM_STATE_DIR) : user_dir("XDG_STATE_HOME", ".local/state");
                 if (!c->state_dir)
                         return -ENOMEM;
-                if (check_state_dir(c->state_dir, err) < 0) {
+                if (check_absolute(c->state_dir, err) < 0) {
                         error_hint(err, "Set paths.state_dir or AGENTISO_STATE_DIR to a shorter path.");
                         return -EINVAL;
                 }

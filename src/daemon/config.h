@@ -42,11 +42,6 @@ char *config_socket_path(const struct config *c);
 /* `network_cidr` as numbers, in host byte order. It was checked when the configuration was read. */
 void config_network(const struct config *c, uint32_t *ret_network, unsigned *ret_prefix_len);
 
-/*
- * The longest state_dir: the sockets of a VM live in <state_dir>/vms/<36 characters>/ and need 16 characters more
- * there (vm.h), and the address of a unix socket ends at UNIX_PATH_MAX_LEN.
- */
-#define STATE_DIR_MAX_LEN (UNIX_PATH_MAX_LEN - 16 - UUID_LEN - 6)
 /* Bytes of a configuration file. */
 #define CONFIG_FILE_MAX (64u * 1024u)
 

@@ -35,7 +35,7 @@ enum vm_net {
 
 struct vm_spec {
         const char *id;  /* for log lines and QEMU's -name */
-        const char *dir; /* exists; at most UNIX_PATH_MAX_LEN - 16 bytes */
+        const char *dir; /* exists */
         unsigned vcpus, memory_mb;
         const char *disk_path;   /* absolute; NULL: no disk */
         const char *disk_format; /* "qcow2" or "raw" */

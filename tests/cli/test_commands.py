@@ -141,14 +141,6 @@ def test_daemon_refuses_an_open_directory(host):
     assert "can be written by others" in answer.stderr and "chmod 700" in answer.stderr
 
 
-def test_daemon_refuses_a_long_path(host):
-    host.env["AGENTISO_STATE_DIR"] = "/tmp/" + "x" * 60
-    answer = host.run("daemon")
-    assert answer.returncode == 1
-    assert "too long" in answer.stderr
-    assert not os.path.exists(host.env["AGENTISO_STATE_DIR"])
-
-
 def test_daemon_replaces_a_stale_socket(host):
     host.start_daemon()
     first = host.kill_daemon()

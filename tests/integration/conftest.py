@@ -30,8 +30,8 @@ IMAGE_DIR = pathlib.Path(os.environ.get("AGENTISO_IMAGE_DIR", ROOT / "build" / "
 class Host:
     """One state directory, its daemon and its clients."""
 
-    def __init__(self, directory, config=""):
-        self.state_dir = directory / "state"
+    def __init__(self, directory, config, subdir):
+        self.state_dir = directory / subdir
         self.config = directory / "config.toml"
         self.config.write_text(f'[paths]\nstate_dir = "{self.state_dir}"\nimage_dir = "{IMAGE_DIR}"\n{config}')
         self.clients = []
@@ -54,8 +54,10 @@ class Host:
         """The pid of the daemon of this state directory, from the holder of its socket."""
         import socket
         import struct
+        directory = os.open(self.state_dir, os.O_PATH)
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
-            sock.connect(str(self.state_dir / "agentiso.sock"))
+            sock.connect(f"/proc/self/fd/{directory}/agentiso.sock")
+            os.close(directory)
             return struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
 
     def kill_daemon(self):
@@ -117,10 +119,9 @@ def wait_until(condition, seconds=20, what="the condition"):
     raise AssertionError(f"{what} did not come true in {seconds} s")
 
 
-def make_host(config=""):
-    # A short path: unix sockets below it must fit 107 bytes.
+def make_host(config="", subdir="state"):
     directory = pathlib.Path(tempfile.mkdtemp(prefix="agentiso-test-"))
-    host = Host(directory, config)
+    host = Host(directory, config, subdir)
     try:
         yield host
     finally:

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from conftest import wait_readable, wait_until
+from conftest import make_host, wait_readable, wait_until
 from mcp_client import McpError, ToolError
 
 UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")
@@ -301,6 +301,16 @@ def test_the_guest_reaches_nothing(shared_client, workspace):
     result = sh(shared_client, workspace,
                 "curl -s -m 3 http://10.99.0.1/; echo $?; curl -s -m 3 http://198.51.100.1/; echo $?")
     assert all(code in ("7", "28") for code in result["stdout"].split()), result
+
+
+def test_a_state_directory_with_a_long_path():
+    # Longer than the address of a unix socket can be.
+    for host in make_host(subdir="x" * 100):
+        client = host.client()
+        ws = client.call("workspace_create", name="deep")["workspace_id"]
+        assert sh(client, ws, "echo fine")["stdout"] == "fine\n"
+        host.kill_daemon()
+        assert sh(client, ws, "echo again")["stdout"] == "again\n"
 
 
 def test_an_unknown_tool_is_named(shared_client):

@@ -110,20 +110,6 @@ static void test_defaults_within_limits(void) {
         CHECK_STR(complaint("[defaults]\nvcpus = 9\n[limits]\nvcpus = 9\n"), "");
 }
 
-static void test_long_state_dir(void) {
-        char text[512], path[STATE_DIR_MAX_LEN + 2];
-
-        memset(path, 'x', sizeof path);
-        path[0] = '/';
-        path[STATE_DIR_MAX_LEN] = 0;
-        snprintf(text, sizeof text, "[paths]\nstate_dir = \"%s\"\n", path);
-        CHECK_STR(complaint(text), "");
-        path[STATE_DIR_MAX_LEN] = 'x';
-        path[STATE_DIR_MAX_LEN + 1] = 0;
-        snprintf(text, sizeof text, "[paths]\nstate_dir = \"%s\"\n", path);
-        CHECK(strstr(complaint(text), "is too long: unix sockets below it allow at most"));
-}
-
 static void test_environment(void) {
         _cleanup_config_ struct config cfg = {0}, second = {0};
         _cleanup_error_ struct error err = ERROR_INIT;
@@ -219,7 +205,6 @@ int main(void) {
         RUN(test_wrong_values);
         RUN(test_networks);
         RUN(test_defaults_within_limits);
-        RUN(test_long_state_dir);
         RUN(test_environment);
         RUN(test_missing_file);
         RUN(test_named_by_environment);
