@@ -86,6 +86,18 @@ int proc_id_open(const struct proc_id *id) {
         return TAKE_FD(fd);
 }
 
+int proc_id_kill(const struct proc_id *id, int64_t wait_ms) {
+        const struct op op = op_timeout(wait_ms);
+
+        _cleanup_close_ int fd = proc_id_open(id);
+        if (fd < 0)
+                return fd == -ESRCH ? 0 : fd;
+        int r = pidfd_signal(fd, SIGKILL);
+        if (r == -ESRCH)
+                return 0;
+        return r < 0 ? r : MIN(wait_fd(fd, POLLIN, &op), 0);
+}
+
 int pidfd_of(pid_t pid) {
         if (pid <= 0)
                 return -ESRCH;

@@ -64,6 +64,8 @@ struct proc_id {
 int proc_id_read(pid_t pid, struct proc_id *ret);
 /* A pidfd of exactly this process; -ESRCH when it is gone or the pid belongs to a stranger. */
 int proc_id_open(const struct proc_id *id);
+/* SIGKILL to exactly this process, and waits up to wait_ms for its end. 0 also when it was gone; -ETIMEDOUT. */
+int proc_id_kill(const struct proc_id *id, int64_t wait_ms);
 /* Reads the id of the running boot into a buffer of BOOT_ID_LEN + 1 bytes. */
 int boot_id_read(char *ret);
 /* pidfd_open(2) and pidfd_send_signal(2), which glibc 2.36 has but older headers lack. */

@@ -139,8 +139,10 @@ static void check_accelerator(const struct config *cfg, struct finding *f) {
         char scratch[] = "/tmp/agentiso-check-XXXXXX";
         struct platform_args args = {.qemu = str_empty(cfg->qemu) ? NULL : cfg->qemu, .image_dir = cfg->image_dir};
         struct platform platform = {0};
+        _cleanup_cancel_ struct cancel *interrupted = interrupt_token();
         struct op op = op_timeout(PROBE_MS);
 
+        op.cancel = interrupted;
         if (!mkdtemp(scratch)) {
                 found(f, FINDING_FAIL, "cannot make a folder in /tmp: %s", strerror(errno));
                 return;
@@ -151,6 +153,8 @@ static void check_accelerator(const struct config *cfg, struct finding *f) {
         if (r >= 0)
                 r = platform_probe(&args, &op, &platform, &err);
         (void) rm_rf(scratch);
+        if (r == -ECANCELED)
+                _exit(CLI_INTERRUPTED);
         if (r < 0) {
                 found(f, FINDING_FAIL, "%s", error_message(&err));
                 fix(f, "agentiso image build");

@@ -11,6 +11,7 @@
 
 #include <getopt.h>
 
+#include "base/deadline.h"
 #include "base/error.h"
 #include "daemon/config.h"
 
@@ -19,6 +20,7 @@ enum {
         CLI_FAILED = 1,
         CLI_USAGE = 2,
         CLI_NOT_RUNNING = 3, /* what was asked of the daemon needs one, and none runs */
+        CLI_INTERRUPTED = 130,
 };
 
 struct cli {
@@ -61,6 +63,10 @@ int cli_config(const struct cli *cli, struct config *ret);
 int cli_print_json(const json_t *value, size_t flags);
 /* Flushes standard output: CLI_OK, or CLI_FAILED with a message when it could not be written. */
 int cli_finish(void);
+
+/* A token that SIGINT, SIGTERM or SIGHUP fires from now on, instead of ending the program: for commands that would
+ * leave a process behind. NULL when there are no resources for it: the signals then do what they always do. */
+struct cancel *interrupt_token(void);
 
 /* Absolute path of this program. */
 int self_path(char **ret);

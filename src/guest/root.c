@@ -93,9 +93,6 @@ static int prepare_image(struct error *err) {
 
         if (folder < 0)
                 return error_set_errno(err, errno, "Cannot open the new root");
-        r = rm_rf(NEW_ROOT "/tmp");
-        if (r < 0)
-                console_say("cannot empty /tmp: %s", strerror(-r));
         for (size_t i = 0; i < ARRAY_SIZE(needed); i++) {
                 r = make_directory(folder, needed[i].name, needed[i].mode);
                 if (r < 0)

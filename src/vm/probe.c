@@ -81,6 +81,15 @@ static int boot(const struct platform *p, const char *dir, const struct op *op, 
         return *ret_reason ? 0 : error_set_errno(err, ENOMEM, "Cannot probe KVM");
 }
 
+/* Ends the QEMU of a probe whose process was killed: a guest that hangs would use up a core for ever. */
+static void end_stray(const char *dir) {
+        struct proc_id id;
+
+        if (vm_find(dir, &id) >= 0)
+                (void) proc_id_kill(&id, PROBE_KVM_MS);
+        (void) rm_rf(dir);
+}
+
 int probe_kvm(const struct platform *p, const char *scratch_dir, const struct op *op, enum probe_answer *ret,
               char **ret_reason, struct error *err) {
         bool opens = false;
@@ -94,9 +103,10 @@ int probe_kvm(const struct platform *p, const char *scratch_dir, const struct op
         }
         free(TAKE_PTR(*ret_reason));
 
-        _cleanup_free_ char *dir = str_printf("%s/kvm-probe-%d", scratch_dir, (int) getpid());
+        _cleanup_free_ char *dir = path_join(scratch_dir, "kvm-probe");
         if (!dir)
                 return error_set_errno(err, ENOMEM, "Cannot probe KVM");
+        end_stray(dir);
         r = mkdir_p(dir, 0700);
         if (r < 0)
                 return error_set_errno(err, r, "Cannot make the folder %s", dir);

@@ -11,7 +11,8 @@ enum probe_answer {
         PROBE_ABSENT, /* /dev/kvm cannot be opened: cheap to find out again, and may change at any moment */
 };
 
-/* Boots the kernel under KVM in a folder below scratch_dir, with a limit of PROBE_KVM_MS. *ret_reason (owned): one
+/* Boots the kernel under KVM in a folder below scratch_dir, with a limit of PROBE_KVM_MS. The folder
+ * belongs to one prober at a time: what an earlier one left there is ended and removed. *ret_reason (owned): one
  * sentence. Negative only when op ended or the host had no memory or room to try. */
 int probe_kvm(const struct platform *p, const char *scratch_dir, const struct op *op, enum probe_answer *ret,
               char **ret_reason, struct error *err);

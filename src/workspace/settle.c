@@ -4,19 +4,13 @@
  * only wakes the reaper, which claims the workspace and records the end. An operation that comes first does the same
  * by workspace_settle(): whoever claims a workspace sees it as it really is.
  */
-#include <poll.h>
-#include <signal.h>
-
 #include "base/log.h"
 #include "workspace/core-internal.h"
 
 void end_process(const struct proc_id *proc) {
-        _cleanup_close_ int fd = proc_id_open(proc);
-        if (fd < 0)
-                return;
-        struct op op = op_timeout(QEMU_END_MS);
-        if (pidfd_signal(fd, SIGKILL) < 0 || wait_fd(fd, POLLIN, &op) < 0)
-                log_warn("A QEMU process does not end", "pid", LOG_NUM(proc->pid));
+        int r = proc_id_kill(proc, QEMU_END_MS);
+        if (r < 0)
+                log_warn("A QEMU process does not end", "pid", LOG_NUM(proc->pid), "errno", LOG_NUM(-r));
 }
 
 void workspace_kill_vm(struct workspace *ws) {

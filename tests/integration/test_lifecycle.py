@@ -44,7 +44,7 @@ def test_the_whole_life_of_a_workspace(host):
     assert info["snapshots"] == [] and info["uptime_secs"] >= 0
     assert info["memory_used_bytes"] > 0 and 0 < info["disk_used_bytes"] <= info["disk_volsize_bytes"] == 3 << 30
 
-    sh(client, ws, "echo kept > /root/kept; echo lost > /run/lost")
+    sh(client, ws, "echo kept > /root/kept; echo kept-too > /tmp/kept; echo lost > /run/lost")
     stopped = client.call("workspace_stop", workspace_id=ws)
     assert stopped["state"] == "stopped"
     assert client.call("workspace_stop", workspace_id=ws)["state"] == "stopped"
@@ -55,8 +55,8 @@ def test_the_whole_life_of_a_workspace(host):
 
     assert client.call("workspace_start", workspace_id="life")["state"] == "running"
     assert client.call("workspace_start", workspace_id="life")["state"] == "running"
-    after = sh(client, ws, "cat /root/kept; ls /run/lost; cat /etc/machine-id")
-    assert after["stdout"].split() == ["kept", ws.replace("-", "")]
+    after = sh(client, ws, "cat /root/kept /tmp/kept; ls /run/lost; cat /etc/machine-id")
+    assert after["stdout"].split() == ["kept", "kept-too", ws.replace("-", "")]
 
     gone = client.call("workspace_destroy", workspace_id=ws)
     assert gone["destroyed"] is True and gone["name"] == "life" and gone["workspace_id"] == ws
