@@ -8,6 +8,7 @@ process locks itself into FOLDER (chroot) before it makes the first file: whatev
 resolve in there. It runs as root, or as root of a user namespace; nothing of the archive is ever executed. An archive with an
 absolute name or a `..` is refused all the same, as no tool makes such a root file system.
 """
+import collections
 import os
 import resource
 import stat
@@ -36,16 +37,23 @@ class Failure(Exception):
     pass
 
 
-class Member(tarfile.TarInfo):
-    """Knows whether the end mark was seen: tarfile itself takes any end of the data for the end of the archive."""
+class Tail:
+    """A stream that remembers the end of what it gave: tarfile takes any end of the data for the end of the archive."""
 
-    end_seen = False
+    def __init__(self, file):
+        self.file, self.last, self.count = file, collections.deque(maxlen=3), 0
 
-    @classmethod
-    def frombuf(cls, buf, encoding, errors):
-        if len(buf) == tarfile.BLOCKSIZE and not buf.strip(b"\0"):
-            Member.end_seen = True
-        return super().frombuf(buf, encoding, errors)
+    def read(self, size):
+        data = self.file.read(size)
+        if data:
+            self.last.append(data)
+            self.count += len(data)
+        return data
+
+    def has_end_mark(self, offset):
+        data = b"".join(self.last)
+        start = offset - (self.count - len(data))
+        return start >= 0 and data[start:start + tarfile.BLOCKSIZE] == bytes(tarfile.BLOCKSIZE)
 
 
 def open_archive(path):
@@ -58,8 +66,8 @@ def open_archive(path):
                 process = subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE)
             except FileNotFoundError as error:
                 raise Failure(f"the archive is compressed by {command[0]}, which is not installed; next: install it") from error
-            return process.stdout, process
-    return file, None
+            return Tail(process.stdout), process
+    return Tail(file), None
 
 
 def clean_name(name):
@@ -161,7 +169,7 @@ class Unpacker:
 
 def unpack(stream):
     unpacker = Unpacker()
-    with tarfile.open(fileobj=stream, mode="r|", tarinfo=Member, errors="surrogateescape") as archive:
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK, errors="surrogateescape") as archive:
         while True:
             member = archive.next()
             if member is None:
@@ -171,7 +179,7 @@ def unpack(stream):
             except OSError as error:
                 raise Failure(f"{member.name!r}: {error.strerror}") from error
             archive.members = []    # tarfile would keep them all
-    if not Member.end_seen:
+    if not stream.has_end_mark(archive.offset):
         raise Failure(f"it is cut off or damaged after {unpacker.entries} entries: no end mark")
     unpacker.finish()
     return unpacker

@@ -94,7 +94,7 @@ static int unix_address(const char *path, struct sockaddr_un *ret, int *ret_dir)
         if (!*path)
                 return -EINVAL;
         if (strlen(path) < sizeof(ret->sun_path)) {
-                strcpy(ret->sun_path, path);
+                memcpy(ret->sun_path, path, strlen(path));
                 return 0;
         }
 

@@ -51,7 +51,7 @@ def test_an_imported_root_boots(rootfs, image_dir):
         host.cli("image", "import", "mini", str(rootfs), timeout=120)
         assert "mini" in host.cli("image", "list").stdout
         client = host.client()
-        ws = client.call("workspace_create", name="tiny", base_image="mini", disk_gb=1)["workspace_id"]
+        ws = client.call("workspace_create", name="tiny", base_image="mini", disk_gb=2)["workspace_id"]
         result = client.call("exec", workspace_id=ws, command="cat /etc/os-release; hostname; id")
         assert result["stdout"].startswith("ID=mini\ntiny\nuid=0"), result
         client.call("file_write", workspace_id=ws, path="/workspace/a/b", content="x\n")
