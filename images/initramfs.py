@@ -11,6 +11,7 @@ import gzip
 import lzma
 import os
 import stat
+import struct
 import subprocess
 import sys
 
@@ -79,6 +80,16 @@ def module_bytes(path):
     raise Failure(f"{path}: a compression of modules that this recipe does not know")
 
 
+def check_agent(path, data):
+    """There is no dynamic linker in the initramfs. (An ELF file asks for one by a segment of type 3.)"""
+    if data[:6] != b"\x7fELF\x02\x01":
+        raise Failure(f"the agent {path} is no program for x86-64")
+    table, = struct.unpack_from("<Q", data, 32)
+    size, count = struct.unpack_from("<HH", data, 54)
+    if any(struct.unpack_from("<I", data, table + i * size)[0] == 3 for i in range(count)):
+        raise Failure(f"the agent {path} is not linked statically; next: link it with -static")
+
+
 class Cpio:
     """newc: a header of 13 numbers of 8 hex digits, the name and the data each padded to 4 bytes."""
 
@@ -105,6 +116,7 @@ def main():
     directory, agent, output = sys.argv[1:]
     with open(agent, "rb") as file:
         init = file.read()
+    check_agent(agent, init)
     order = load_order(directory)
     entries = {name: (stat.S_IFDIR | 0o755, b"", (0, 0)) for name in DIRECTORIES}
     entries["dev/console"] = (stat.S_IFCHR | 0o600, b"", (5, 1))
@@ -124,5 +136,5 @@ if __name__ == "__main__":
         main()
     except Failure as failure:
         sys.exit(f"initramfs.py: {failure}")
-    except (OSError, lzma.LZMAError, subprocess.CalledProcessError) as failure:
+    except (OSError, struct.error, lzma.LZMAError, subprocess.CalledProcessError) as failure:
         sys.exit(f"initramfs.py: {failure}")

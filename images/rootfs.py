@@ -18,6 +18,7 @@ import tarfile
 
 MAX_ENTRIES = 4_000_000
 MAX_BYTES = 64 << 30
+MIN_FREE = 512 << 20            # on the disk of the image folder, for everything else that lives there
 MAX_AFTER_END = 64 << 20        # padding behind the end mark
 MAX_MEMORY = 2 << 30            # a header may claim any size
 BLOCK = 4096
@@ -117,6 +118,7 @@ def dress(member, path):
 class Unpacker:
     def __init__(self):
         self.entries, self.bytes, self.skipped, self.folders = 0, 0, set(), []
+        self.look_again = 0
 
     def count(self, member):
         self.entries += 1
@@ -125,6 +127,13 @@ class Unpacker:
             raise Failure(f"it holds more than {MAX_ENTRIES} files")
         if self.bytes > MAX_BYTES:
             raise Failure(f"its content is larger than {MAX_BYTES >> 30} GiB")
+
+        if self.bytes >= self.look_again:
+            disk = os.statvfs("/")
+            free = disk.f_bavail * disk.f_frsize - MIN_FREE
+            if free < member.size:
+                raise Failure(f"the disk has no room for it; next: free some space (it holds {self.bytes >> 20} MiB or more)")
+            self.look_again = self.bytes + free // 4
 
     def add(self, archive, member):
         path = clean_name(member.name)

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 
+
 class Failure(Exception):
     pass
 
@@ -78,5 +79,5 @@ if __name__ == "__main__":
         sys.exit(f"vmlinux: {sys.argv[1]} {failure}")
     except FileNotFoundError as failure:
         sys.exit(f"vmlinux: {failure.filename} is missing; next: install it")
-    except (OSError, EOFError, lzma.LZMAError, subprocess.CalledProcessError) as failure:
+    except (OSError, EOFError, struct.error, lzma.LZMAError, subprocess.CalledProcessError) as failure:
         sys.exit(f"vmlinux: {sys.argv[1]}: {failure}")

@@ -53,6 +53,10 @@ bool agent_is_lost(struct agent *a) {
         return mux_is_lost(a->mux);
 }
 
+void agent_set_no_space(struct agent *a, bool on) {
+        mux_set_timeout_error(a->mux, on ? -ENOSPC : -ETIMEDOUT);
+}
+
 int agent_ping(struct agent *a, const struct op *op, int64_t *ret_ns, struct error *err) {
         return mux_ping(a->mux, op, ret_ns, err);
 }
@@ -63,6 +67,14 @@ int agent_error(int r, const char *doing, struct error *err) {
                 return error_set(err, ERROR_TIMEOUT, "Time ran out while %s", doing);
         case -ECANCELED:
                 return error_set(err, ERROR_CANCELLED, "Cancelled while %s", doing);
+        case -ENOSPC:
+                error_set(err, ERROR_NO_SPACE,
+                          "Time ran out while %s: the disk of the host is full, and the machine "
+                          "stands still until there is room",
+                          doing);
+                error_hint(err, "Free space on the host, or destroy workspaces that are not needed; the machine then "
+                                "goes on by itself. Look what was done before you try again.");
+                return r;
         case -ENOTCONN:
         case -ENODATA:
         case -ECONNRESET:

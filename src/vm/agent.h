@@ -25,6 +25,8 @@ DEFINE_CLEANUP(struct agent *, agent_unref)
 #define _cleanup_agent_ _cleanup_(agent_unrefp)
 
 bool agent_is_lost(struct agent *a);
+/* While set, a call whose time runs out fails with no_space: the guest stands still for want of room on the host. */
+void agent_set_no_space(struct agent *a, bool on);
 /* Round trip of a ping through the channel, in nanoseconds. */
 int agent_ping(struct agent *a, const struct op *op, int64_t *ret_ns, struct error *err);
 

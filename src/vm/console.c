@@ -12,7 +12,7 @@
 
 #define ESCAPE_MAX 32u /* parameters of an escape sequence; what is longer is shown as text */
 
-static int open_log(struct console_log *c) {
+static int open_log(struct capped_log *c) {
         struct stat st;
 
         _cleanup_close_ int fd = open(c->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -23,38 +23,40 @@ static int open_log(struct console_log *c) {
         return 0;
 }
 
-static int rotate(struct console_log *c) {
+static int rotate(struct capped_log *c) {
         c->fd = close_fd(c->fd);
         if (rename(c->path, c->old_path) < 0 && errno != ENOENT)
                 return -errno;
         return open_log(c);
 }
 
-int console_log_open(struct console_log *c, const char *dir, bool fresh) {
-        c->path = path_join(dir, CONSOLE_LOG);
-        c->old_path = path_join(dir, CONSOLE_LOG_OLD);
+int capped_log_open(struct capped_log *c, const char *dir, const char *name, const char *old_name, size_t keep,
+                    bool fresh) {
+        c->keep = keep;
+        c->path = path_join(dir, name);
+        c->old_path = path_join(dir, old_name);
         if (!c->path || !c->old_path)
                 return -ENOMEM;
         return fresh ? rotate(c) : open_log(c);
 }
 
-void console_log_close(struct console_log *c) {
+void capped_log_close(struct capped_log *c) {
         c->fd = close_fd(c->fd);
         free(c->path);
         free(c->old_path);
-        *c = CONSOLE_LOG_INIT;
+        *c = CAPPED_LOG_INIT;
 }
 
-int console_log_write(struct console_log *c, const void *data, size_t n) {
+int capped_log_write(struct capped_log *c, const void *data, size_t n) {
         const char *p = data;
 
         while (n > 0) {
-                if (c->fd < 0 || c->size >= CONSOLE_KEEP) {
+                if (c->fd < 0 || c->size >= c->keep) {
                         int r = rotate(c);
                         if (r < 0)
                                 return r;
                 }
-                ssize_t written = write(c->fd, p, MIN(n, CONSOLE_KEEP - c->size));
+                ssize_t written = write(c->fd, p, MIN(n, c->keep - c->size));
                 if (written < 0 && errno == EINTR)
                         continue;
                 if (written < 0)

@@ -2,9 +2,9 @@
 #pragma once
 
 /*
- * The log of a guest's console: a file that is rotated once, so that it holds the last CONSOLE_KEEP bytes at least and
- * takes twice as much at most. What comes from the guest goes in as it is; it is made fit for a terminal or a message
- * when it is read.
+ * Logs that a guest can write to without end, its console and QEMU's complaints about it: a file that is rotated once,
+ * so that the last `keep` bytes at least are there and twice as much at most. What comes goes in as it is; it is made
+ * fit for a terminal or a message when it is read.
  */
 
 #include "base/buf.h"
@@ -12,18 +12,20 @@
 #define CONSOLE_LOG "console.log"
 #define CONSOLE_LOG_OLD "console.log.1"
 
-struct console_log {
+struct capped_log {
         char *path, *old_path;
+        size_t keep;
         int fd;
         size_t size; /* of the current file */
 };
-#define CONSOLE_LOG_INIT ((struct console_log){.fd = -1})
+#define CAPPED_LOG_INIT ((struct capped_log){.fd = -1})
 
-/* Opens the log in a folder; `fresh` puts aside what an earlier run wrote. */
-int console_log_open(struct console_log *c, const char *dir, bool fresh);
-void console_log_close(struct console_log *c);
-/* Appends bytes of the guest. An error (a full disk) loses them. */
-int console_log_write(struct console_log *c, const void *data, size_t n);
+/* Opens the log `name` in a folder, beside it `old_name`; `fresh` puts aside what an earlier run wrote. */
+int capped_log_open(struct capped_log *c, const char *dir, const char *name, const char *old_name, size_t keep,
+                    bool fresh);
+void capped_log_close(struct capped_log *c);
+/* Appends bytes. An error (a full disk) loses them. */
+int capped_log_write(struct capped_log *c, const void *data, size_t n);
 
 /* Appends the last lines of a file, at most max_bytes of it, as UTF-8 without control characters and escape
  * sequences. -ENOENT. */

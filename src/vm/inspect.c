@@ -18,9 +18,9 @@ int vm_console_tail(const char *dir, unsigned max_lines, struct buf *out) {
 }
 
 int vm_stderr_tail(const char *dir, unsigned max_lines, struct buf *out) {
-        _cleanup_free_ char *path = path_join(dir, VM_STDERR_LOG);
+        _cleanup_free_ char *path = path_join(dir, VM_STDERR_LOG), *older = path_join(dir, VM_STDERR_LOG_OLD);
 
-        return path ? text_tail(path, NULL, VM_STDERR_READ_MAX, max_lines, out) : -ENOMEM;
+        return path && older ? text_tail(path, older, VM_STDERR_KEEP, max_lines, out) : -ENOMEM;
 }
 
 /* Whether the argument after "-pidfile" is this path. */

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/stat.h>
 
 #include "base/file.h"
@@ -29,22 +30,34 @@ static void qmp_event(void *arg, const char *name, const json_t *data) {
         if (str_eq(name, "SHUTDOWN") && (str_eq(reason, "guest-reset") || str_eq(reason, "guest-panic"))) {
                 LOCK(&vm->lock);
                 vm->guest_reset = true;
-        } else if (str_eq(name, "BLOCK_IO_ERROR"))
-                log_warn("The disk of a VM gave an I/O error", "vm", vm->id, "reason", reason);
+        } else if (str_eq(name, "BLOCK_IO_ERROR")) {
+                /* Its default is to pause for want of room, and to tell the guest of any other error. */
+                const char *action = NULL;
+
+                (void) json_get_str(data, "action", &action, NULL);
+                if (str_eq(action, "stop"))
+                        vm_note_disk_full(vm);
+                else
+                        log_warn("The disk of a VM gave an I/O error", "vm", vm->id, "reason", reason);
+        }
 }
 
 static void vm_free(struct vm *vm) {
         vm_watch_end(vm);
         agent_unref(vm->agent);
         qmp_unref(vm->qmp); /* joins the thread that calls qmp_event() */
-        console_log_close(&vm->console);
+        capped_log_close(&vm->console);
+        capped_log_close(&vm->said);
         close_fd(vm->console_fd);
+        close_fd(vm->said_fd);
+        close_fd(vm->wake_fd);
         close_fd(vm->pidfd);
         cancel_unref(vm->let_go);
         pthread_mutex_destroy(&vm->lock);
         pthread_cond_destroy(&vm->changed);
         free(vm->id);
         free(vm->dir);
+        free(vm->disk_path);
         free(vm);
 }
 
@@ -56,16 +69,20 @@ static struct vm *vm_new(const struct vm_spec *spec, const struct vm_callbacks *
                 .refs = 1,
                 .id = strdup(spec->id),
                 .dir = strdup(spec->dir),
+                .disk_path = spec->disk_path ? strdup(spec->disk_path) : NULL,
                 .pidfd = -1,
                 .cb = cb ? *cb : (struct vm_callbacks){0},
-                .console = CONSOLE_LOG_INIT,
+                .console = CAPPED_LOG_INIT,
+                .said = CAPPED_LOG_INIT,
                 .console_fd = -1,
+                .said_fd = -1,
                 .let_go = cancel_new(),
+                .wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK),
                 .exit_code = -1,
         };
         pthread_mutex_init(&vm->lock, NULL);
         cond_init(&vm->changed);
-        if (!vm->id || !vm->dir || !vm->let_go) {
+        if (!vm->id || !vm->dir || (spec->disk_path && !vm->disk_path) || !vm->let_go || vm->wake_fd < 0) {
                 vm_free(vm);
                 return NULL;
         }
@@ -146,16 +163,42 @@ static int connect_to(const char *dir, const char *name, const struct op *op) {
         return path ? unix_connect(path, &quick) : -ENOMEM;
 }
 
-static int open_stderr_log(const char *dir) {
-        _cleanup_free_ char *path = path_join(dir, VM_STDERR_LOG);
+int vm_open_said(const char *dir) {
+        _cleanup_free_ char *path = path_join(dir, VM_STDERR_FIFO);
         if (!path)
                 return -ENOMEM;
-        int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+        int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
         return fd < 0 ? -errno : fd;
 }
 
-static int spawn_qemu(const struct platform *p, const struct vm_spec *spec, const struct sockets *s, pid_t *ret,
-                      struct error *err) {
+/*
+ * A guest can make QEMU complain as fast as it likes, also while no daemon runs. So QEMU's standard error is not a file
+ * but a FIFO, from which the watcher fills a capped log. QEMU's end does not block, so that what finds no room is
+ * dropped, and is open for reading too, so that writing never fails for want of a reader. The end for QEMU.
+ */
+static int make_said(struct vm *vm) {
+        static const char *const stale[] = {VM_STDERR_FIFO, VM_STDERR_LOG, VM_STDERR_LOG_OLD};
+        _cleanup_free_ char *path = path_join(vm->dir, VM_STDERR_FIFO);
+
+        for (size_t i = 0; i < ARRAY_SIZE(stale); i++) {
+                _cleanup_free_ char *old = path_join(vm->dir, stale[i]);
+                if (!old)
+                        return -ENOMEM;
+                unlink(old);
+        }
+        if (!path)
+                return -ENOMEM;
+        if (mkfifo(path, 0600) < 0)
+                return -errno;
+        vm->said_fd = vm_open_said(vm->dir);
+        if (vm->said_fd < 0)
+                return vm->said_fd;
+        int fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOFOLLOW);
+        return fd < 0 ? -errno : fd;
+}
+
+static int spawn_qemu(const struct platform *p, const struct vm_spec *spec, const struct sockets *s, int said,
+                      pid_t *ret, struct error *err) {
         /* QEMU needs nothing of our environment; PATH only keeps libraries that look for it quiet. */
         static char path[] = "PATH=/usr/bin:/bin";
         static char *const env[] = {path, NULL};
@@ -164,10 +207,7 @@ static int spawn_qemu(const struct platform *p, const struct vm_spec *spec, cons
         int r = vm_argv(p, spec, &argv);
         if (r < 0)
                 return error_set_errno(err, r, "Cannot make the arguments of QEMU for %s", spec->id);
-        _cleanup_close_ int log = open_stderr_log(spec->dir);
-        if (log < 0)
-                return error_set_errno(err, log, "Cannot write to %s/%s", spec->dir, VM_STDERR_LOG);
-        struct fd_map fds[2 + ARRAY_SIZE(socket_fds)] = {{.from = log, .to = 1}, {.from = log, .to = 2}};
+        struct fd_map fds[2 + ARRAY_SIZE(socket_fds)] = {{.from = said, .to = 1}, {.from = said, .to = 2}};
         for (size_t i = 0; i < ARRAY_SIZE(socket_fds); i++)
                 fds[2 + i] = (struct fd_map){.from = s->listen[i], .to = socket_fds[i]};
         const struct spawn sp = {
@@ -181,15 +221,24 @@ static int spawn_qemu(const struct platform *p, const struct vm_spec *spec, cons
         return process_spawn(&sp, ret, err);
 }
 
+static int open_logs(struct vm *vm, bool fresh) {
+        int r = capped_log_open(&vm->console, vm->dir, CONSOLE_LOG, CONSOLE_LOG_OLD, CONSOLE_KEEP, fresh);
+
+        return r < 0 ? r : capped_log_open(&vm->said, vm->dir, VM_STDERR_LOG, VM_STDERR_LOG_OLD, VM_STDERR_KEEP, false);
+}
+
 /* Starts QEMU and its watcher. After a failure the caller cleans up. */
 static int start(struct vm *vm, const struct platform *p, const struct vm_spec *spec, struct sockets *s,
                  struct error *err) {
         pid_t pid = -1;
 
-        int r = console_log_open(&vm->console, vm->dir, true);
+        _cleanup_close_ int said = make_said(vm);
+        if (said < 0)
+                return error_set_errno(err, said, "Cannot make the standard error of QEMU in %s", vm->dir);
+        int r = open_logs(vm, true);
         if (r < 0)
-                return error_set_errno(err, r, "Cannot open the console log in %s", vm->dir);
-        r = spawn_qemu(p, spec, s, &pid, err);
+                return error_set_errno(err, r, "Cannot open the logs of the VM in %s", vm->dir);
+        r = spawn_qemu(p, spec, s, said, &pid, err);
         if (r < 0)
                 return r;
         /* QEMU holds the listening ends alone from here on: when it ends, our ends are told. */
@@ -315,6 +364,23 @@ int vm_launch(const struct platform *p, const struct vm_spec *spec, const struct
         return 0;
 }
 
+/* For the events of QEMU, and to learn of the one that may have come while nobody listened. */
+static void attach_qmp(struct vm *vm, const struct op *op) {
+        _cleanup_json_ json_t *state = NULL;
+        const char *status = NULL;
+
+        int fd = connect_to(vm->dir, VM_QMP_SOCKET, op);
+        int r = fd < 0 ? fd : open_qmp(vm, fd, op, NULL);
+        if (r >= 0)
+                r = qmp_call(vm->qmp, "query-status", NULL, op, &state, NULL);
+        if (r < 0) {
+                log_warn("Cannot talk to QEMU", "vm", vm->id, "errno", LOG_NUM(-r));
+                return;
+        }
+        if (json_get_str(state, "status", &status, NULL) >= 0 && str_eq(status, "io-error"))
+                vm_note_disk_full(vm);
+}
+
 int vm_attach(const struct vm_spec *spec, const struct proc_id *proc, const struct vm_callbacks *cb, struct vm **ret,
               struct error *err) {
         _cleanup_vm_ struct vm *vm = vm_new(spec, cb);
@@ -330,13 +396,17 @@ int vm_attach(const struct vm_spec *spec, const struct proc_id *proc, const stru
         }
         if (vm->pidfd < 0)
                 return error_set_errno(err, vm->pidfd, "Cannot open the process %d", (int) proc->pid);
-        int r = console_log_open(&vm->console, vm->dir, false);
+        int r = open_logs(vm, false);
         if (r < 0)
-                return error_set_errno(err, r, "Cannot open the console log in %s", vm->dir);
-        /* Without its console a VM is still of use. */
+                return error_set_errno(err, r, "Cannot open the logs of the VM in %s", vm->dir);
+        /* Without its console and its complaints a VM is still of use. */
         vm->console_fd = connect_to(vm->dir, VM_CONSOLE_SOCKET, &op);
         if (vm->console_fd < 0)
                 log_warn("Cannot connect to the console of a VM", "vm", vm->id, "errno", LOG_NUM(-vm->console_fd));
+        vm->said_fd = vm_open_said(vm->dir);
+        if (vm->said_fd < 0)
+                log_warn("Cannot read what QEMU says", "vm", vm->id, "errno", LOG_NUM(-vm->said_fd));
+        attach_qmp(vm, &op);
         vm->announce = true;
         r = vm_watch_start(vm);
         if (r < 0)
@@ -408,6 +478,8 @@ int vm_agent(struct vm *vm, const struct op *op, struct agent **ret, struct erro
         _cleanup_agent_ struct agent *lost = NULL;
         struct agent *agent = NULL;
 
+        if (vm_stands_still(vm, op))
+                return vm_fail_disk_full(err);
         int r = agent_or_turn(vm, op, &agent, &lost);
         if (r < 0)
                 return agent_wait_error(vm, r, err);
@@ -415,14 +487,18 @@ int vm_agent(struct vm *vm, const struct op *op, struct agent **ret, struct erro
                 r = connect_agent(vm, op, &agent, err);
                 LOCK(&vm->lock);
                 vm->connecting = false;
-                if (r >= 0)
+                if (r >= 0) {
                         vm->agent = agent_ref(agent);
+                        agent_set_no_space(agent, vm->disk_full);
+                }
                 pthread_cond_broadcast(&vm->changed);
         }
         if (r >= 0)
                 *ret = agent;
         else if (vm_has_exited(vm))
                 return agent_wait_error(vm, -ESRCH, err);
+        else if (r != -ECANCELED && vm_is_disk_full(vm))
+                return vm_fail_disk_full(err);
         return r;
 }
 
@@ -452,20 +528,23 @@ static int stop_by_agent(struct vm *vm, const struct op *op) {
         return vm_wait_exit(vm, &limited);
 }
 
+int vm_qmp(struct vm *vm, const struct op *op, struct qmp **ret) {
+        {
+                LOCK(&vm->lock);
+                if (vm->qmp && !qmp_is_lost(vm->qmp)) {
+                        *ret = qmp_ref(vm->qmp);
+                        return 0;
+                }
+        }
+        int fd = connect_to(vm->dir, VM_QMP_SOCKET, op);
+        return fd < 0 ? fd : qmp_open(fd, NULL, op, ret, NULL);
+}
+
 static int stop_by_qmp(struct vm *vm, const struct op *op) {
         const struct op limited = op_sub(op, VM_QUIT_MS);
         _cleanup_qmp_ struct qmp *qmp = NULL;
 
-        {
-                LOCK(&vm->lock);
-                if (vm->qmp && !qmp_is_lost(vm->qmp))
-                        qmp = qmp_ref(vm->qmp);
-        }
-        int r = 0;
-        if (!qmp) {
-                int fd = connect_to(vm->dir, VM_QMP_SOCKET, &limited);
-                r = fd < 0 ? fd : qmp_open(fd, NULL, &limited, &qmp, NULL);
-        }
+        int r = vm_qmp(vm, &limited, &qmp);
         if (r >= 0)
                 r = qmp_call(qmp, "quit", NULL, &limited, NULL, NULL);
         if (r < 0 && r != -ENOTCONN)

@@ -5,14 +5,14 @@
  * One QEMU process and the ways to talk to it.
  *
  * A VM has a folder (`dir`, 0700) with everything by which a later daemon finds it again: the sockets qmp.sock,
- * agent.sock and con.sock (console), the logs console.log (the last CONSOLE_KEEP bytes and up to as many before them)
- * and stderr.log, and qemu.pid. The daemon makes the sockets, connects to them, and hands the listening ends to QEMU:
- * there is nothing to wait or poll for, and a QEMU that fails to start closes them, which ends every wait at once.
- * QEMU runs in a session of its own and outlives the daemon.
+ * agent.sock and con.sock (console), stderr.fifo (QEMU's standard error), the logs console.log and stderr.log (each
+ * with an older one beside it, and bounded), and qemu.pid. The daemon makes the sockets, connects to them, and hands
+ * the listening ends to QEMU: there is nothing to wait or poll for, and a QEMU that fails to start closes them, which
+ * ends every wait at once. QEMU runs in a session of its own and outlives the daemon.
  *
- * A watcher thread per VM copies the console into the capped log and waits on a pidfd: when QEMU ends, it calls
- * `exited` once. While no daemon is connected QEMU drops what the guest writes to its console, so that a guest that
- * floods it fills neither disk nor memory and never blocks on it.
+ * A watcher thread per VM copies console and standard error into the capped logs and waits on a pidfd: when QEMU ends,
+ * it calls `exited` once. While no daemon is connected QEMU drops what finds no reader, so that a guest that floods
+ * them fills neither disk nor memory and never blocks on it.
  */
 
 #include "base/deadline.h"
@@ -84,7 +84,7 @@ bool vm_has_exited(struct vm *vm);
 /* Appends how QEMU ended, as a phrase: "QEMU was killed by signal 9 (Killed)". Nothing while it runs. */
 int vm_describe_exit(struct vm *vm, struct buf *out);
 /* The current connection to the agent, made anew if it was lost. *ret is a reference. One maker at a time; others
- * wait for it under their own op. */
+ * wait for it under their own op. no_space while the machine stands still because the host's disk is full. */
 int vm_agent(struct vm *vm, const struct op *op, struct agent **ret, struct error *err);
 
 /* Agent shutdown, then QMP quit, then SIGKILL; returns when the process is gone. 0, or -ETIMEDOUT or -ECANCELED when op

@@ -14,28 +14,34 @@
 #define VM_AGENT_SOCKET "agent.sock"
 #define VM_CONSOLE_SOCKET "con.sock"
 #define VM_PIDFILE "qemu.pid"
+#define VM_STDERR_FIFO "stderr.fifo"
 #define VM_STDERR_LOG "stderr.log"
+#define VM_STDERR_LOG_OLD "stderr.log.1"
 
 /* Numbers of the listening sockets in QEMU. */
 #define VM_FD_QMP 3
 #define VM_FD_AGENT 4
 #define VM_FD_CONSOLE 5
 
-#define VM_STDERR_READ_MAX (64u * 1024u) /* bytes of stderr.log that are looked at: its end */
+#define VM_STDERR_KEEP (64u * 1024u) /* bytes of stderr kept: one file of this size and an older one */
+/* Free space on the file system of the disk with which a VM that ran out of it goes on. */
+#define VM_RESUME_FREE_BYTES (64u * 1024u * 1024u)
+#define VM_RESUME_MS 5000 /* between two looks at the free space, and for QEMU to answer */
 
 struct vm {
-        unsigned refs; /* atomic */
-        char *id, *dir;
+        unsigned refs;              /* atomic */
+        char *id, *dir, *disk_path; /* disk_path NULL: no disk */
         struct proc_id proc;
         int pidfd;
         struct vm_callbacks cb;
 
         /* Only for the watcher, until it is joined. */
-        struct console_log console;
-        int console_fd;
+        struct capped_log console, said; /* what the guest, what QEMU says */
+        int console_fd, said_fd;
         pthread_t watcher;
         bool watched;          /* the watcher was started */
         struct cancel *let_go; /* fired: the watcher ends, QEMU goes on */
+        int wake_fd;           /* eventfd: the watcher must look at disk_full again */
 
         pthread_mutex_t lock; /* guards all below */
         pthread_cond_t changed;
@@ -44,6 +50,7 @@ struct vm {
         int exit_code;    /* -1: unknown or by signal */
         int exit_signal;  /* 0: none or unknown */
         bool guest_reset; /* QEMU ended because the guest reset itself, as a panicking kernel does */
+        bool disk_full;   /* QEMU has paused the guest, because the host had no room for what it wrote */
         bool connecting;  /* somebody makes a connection to the agent */
         struct agent *agent;
         struct qmp *qmp;
@@ -52,7 +59,22 @@ struct vm {
 /* watch.c: starts and ends the thread that follows the console and waits for the end of QEMU. */
 int vm_watch_start(struct vm *vm);
 void vm_watch_end(struct vm *vm);
-/* Removes what leads nowhere once QEMU is gone: its sockets and its pid file. */
+/* Removes what leads nowhere once QEMU is gone: its sockets, its FIFO and its pid file. */
 void vm_remove_files(const char *dir);
+/* Opens our end of the FIFO that QEMU has as its standard error. */
+int vm_open_said(const char *dir);
+
+/* vm.c: the current connection to QEMU, or a new one (which is not kept). *ret is a reference. */
+int vm_qmp(struct vm *vm, const struct op *op, struct qmp **ret);
+
+/* disk_full.c: a VM that finds no room on the host. Call without locks. */
+
+/* QEMU has paused the guest. */
+void vm_note_disk_full(struct vm *vm);
+bool vm_is_disk_full(struct vm *vm);
+/* Lets the guest go on if there is room again. Whether it still stands still. */
+bool vm_stands_still(struct vm *vm, const struct op *op);
+int vm_fail_disk_full(struct error *err);
+
 /* Waits until QEMU is gone. 0, -ETIMEDOUT, -ECANCELED. */
 int vm_wait_exit(struct vm *vm, const struct op *op);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <poll.h>
 #include <string.h>
-#include <sys/socket.h>
+#include <sys/eventfd.h>
 #include <sys/wait.h>
 
 #include "base/file.h"
@@ -12,21 +12,31 @@
 #include "vm/waiter.h"
 
 #define READ_CHUNK (16u * 1024u)
-/* Reads of the console after QEMU has ended: more than a socket holds. */
+/* Reads of an output after QEMU has ended: more than a socket or a pipe holds. */
 #define DRAIN_READS 64
 
-/* Copies what the console has to say. False when it is closed. */
-static bool copy_console(struct vm *vm) {
+/* Copies what has come; the fd does not block. Closes it at its end. Whether there may be more. */
+static bool copy(int *fd, struct capped_log *log) {
         char chunk[READ_CHUNK];
 
-        ssize_t n = recv(vm->console_fd, chunk, sizeof(chunk), MSG_DONTWAIT);
-        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        ssize_t n = read(*fd, chunk, sizeof(chunk));
+        if (n < 0 && errno == EINTR)
                 return true;
-        if (n <= 0)
+        if (n < 0 && errno == EAGAIN)
                 return false;
-        /* A full disk loses console text; there is nothing better to do with it. */
-        (void) console_log_write(&vm->console, chunk, (size_t) n);
+        if (n <= 0) {
+                *fd = close_fd(*fd);
+                return false;
+        }
+        /* A full disk loses text; there is nothing better to do with it. */
+        (void) capped_log_write(log, chunk, (size_t) n);
         return true;
+}
+
+/* Copies what an output still holds: QEMU is gone, so no more comes. */
+static void drain(int *fd, struct capped_log *log) {
+        for (int i = 0; i < DRAIN_READS && *fd >= 0 && copy(fd, log); i++)
+                ;
 }
 
 /* Takes QEMU's exit status if it is our child; of an attached VM only its end is known. */
@@ -38,7 +48,8 @@ static void reap(struct vm *vm, siginfo_t *ret) {
 }
 
 void vm_remove_files(const char *dir) {
-        static const char *const names[] = {VM_QMP_SOCKET, VM_AGENT_SOCKET, VM_CONSOLE_SOCKET, VM_PIDFILE};
+        static const char *const names[] = {VM_QMP_SOCKET, VM_AGENT_SOCKET, VM_CONSOLE_SOCKET, VM_STDERR_FIFO,
+                                            VM_PIDFILE};
 
         for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
                 _cleanup_free_ char *path = path_join(dir, names[i]);
@@ -51,9 +62,8 @@ static void ended(struct vm *vm) {
         siginfo_t info;
         bool announce;
 
-        for (int i = 0; i < DRAIN_READS && vm->console_fd >= 0; i++)
-                if (!copy_console(vm))
-                        vm->console_fd = close_fd(vm->console_fd);
+        drain(&vm->console_fd, &vm->console);
+        drain(&vm->said_fd, &vm->said);
         reap(vm, &info);
         vm_remove_files(vm->dir);
         {
@@ -74,21 +84,32 @@ static void ended(struct vm *vm) {
 
 static void *watch_main(void *arg) {
         struct vm *vm = arg;
+        const struct op until_let_go = {.deadline = DEADLINE_NEVER, .cancel = vm->let_go};
 
         for (;;) {
                 struct pollfd fds[] = {
-                        {.fd = cancel_fd(vm->let_go), .events = POLLIN},
-                        {.fd = vm->pidfd, .events = POLLIN},
-                        {.fd = vm->console_fd, .events = POLLIN},
+                        {.fd = cancel_fd(vm->let_go), .events = POLLIN}, {.fd = vm->pidfd, .events = POLLIN},
+                        {.fd = vm->console_fd, .events = POLLIN},        {.fd = vm->said_fd, .events = POLLIN},
+                        {.fd = vm->wake_fd, .events = POLLIN},
                 };
-                if (poll(fds, ARRAY_SIZE(fds), -1) < 0) {
+                int n = poll(fds, ARRAY_SIZE(fds), vm_is_disk_full(vm) ? VM_RESUME_MS : -1);
+                if (n < 0) {
                         if (errno == EINTR)
                                 continue;
                         log_error("Cannot watch QEMU", "vm", vm->id, "errno", LOG_NUM(errno));
                         return NULL;
                 }
-                if (fds[2].revents && !copy_console(vm))
-                        vm->console_fd = close_fd(vm->console_fd);
+                if (n == 0)
+                        (void) vm_stands_still(vm, &until_let_go);
+                if (fds[2].revents)
+                        (void) copy(&vm->console_fd, &vm->console);
+                if (fds[3].revents)
+                        (void) copy(&vm->said_fd, &vm->said);
+                if (fds[4].revents) {
+                        eventfd_t count;
+
+                        (void) eventfd_read(vm->wake_fd, &count);
+                }
                 if (fds[1].revents) {
                         ended(vm);
                         return NULL;

@@ -35,7 +35,8 @@ void waiter_end(struct waiter *w) {
 int waiter_sleep(struct waiter *w, pthread_cond_t *cond) {
         if (w->cancelled)
                 return -ECANCELED;
-        return cond_wait_until(cond, &w->m->lock, w->deadline);
+        int r = cond_wait_until(cond, &w->m->lock, w->deadline);
+        return r == -ETIMEDOUT ? w->m->timeout_err : r;
 }
 
 int waiter_room(struct waiter *w, size_t mark) {
@@ -88,6 +89,7 @@ struct mux *mux_new(int fd, enum mux_side side, const struct mux_callbacks *cb) 
         m->out = BUF_INIT(WIRE_OUT_MAX);
         m->answers = BUF_INIT(WIRE_OUT_MAX);
         m->next_id = side == MUX_HOST ? 1 : 2;
+        m->timeout_err = -ETIMEDOUT;
         frame_decoder_init(&m->decoder);
         pthread_mutex_init(&m->lock, NULL);
         cond_init(&m->cond);
@@ -185,6 +187,11 @@ void mux_shutdown(struct mux *m, int err) {
 bool mux_is_lost(struct mux *m) {
         LOCK(&m->lock);
         return m->lost;
+}
+
+void mux_set_timeout_error(struct mux *m, int err) {
+        LOCK(&m->lock);
+        m->timeout_err = err;
 }
 
 const char *mux_peer_name(const struct mux *m) {

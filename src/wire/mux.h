@@ -50,6 +50,9 @@ DEFINE_CLEANUP(struct mux *, mux_unref)
 /* Ends the connection now; streams see MUX_LOST, `lost` runs. From any thread. */
 void mux_shutdown(struct mux *m, int err);
 bool mux_is_lost(struct mux *m);
+/* What waits give whose deadline passes, from now on: another errno than -ETIMEDOUT, when it is known why the peer does
+ * not answer. */
+void mux_set_timeout_error(struct mux *m, int err);
 /* Waits for the peer's WIRE_HELLO, checks the version; *ret is owned. */
 int mux_hello(struct mux *m, const struct op *op, json_t **ret, struct error *err);
 /* A ping over the channel and back: round trip in nanoseconds. */

@@ -76,6 +76,7 @@ struct mux {
         bool lost;
         int lost_err;
         int write_err; /* writing failed; reading goes on until the channel is empty */
+        int timeout_err;
 
         struct buf out;
         size_t out_sent;    /* bytes at the front of `out` that are written */
@@ -129,7 +130,7 @@ struct waiter {
 };
 void waiter_begin(struct waiter *w, struct mux *m, struct mux_stream *s, const struct op *op);
 void waiter_end(struct waiter *w);
-/* Lock held; released while it sleeps. 0: woken, look again. -ETIMEDOUT, -ECANCELED. */
+/* Lock held; released while it sleeps. 0: woken, look again. -ETIMEDOUT or what stands for it, -ECANCELED. */
 int waiter_sleep(struct waiter *w, pthread_cond_t *cond);
 /* Lock held. Sleeps until fewer than `mark` bytes wait to be written. Also -ENOTCONN. */
 int waiter_room(struct waiter *w, size_t mark);

@@ -317,7 +317,7 @@ int mux_send_data(struct mux_stream *s, enum wire_channel ch, const void *data, 
 
         waiter_begin(&w, s->mux, s, op);
         while (r == 0 && n > 0) {
-                size_t sent;
+                size_t sent = 0;
 
                 r = op_check(op); /* also when nothing ever blocks */
                 if (r == 0)

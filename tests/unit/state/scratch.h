@@ -3,6 +3,7 @@
 
 /* Folders for tests that use real files: made below $TMPDIR, removed by scratch_remove(). */
 
+#include <fcntl.h>
 #include <sched.h>
 #include <sys/mount.h>
 
@@ -31,11 +32,22 @@ static inline _unused_ char *scratch_small(unsigned kib) {
         char options[32];
         char *dir = scratch_new();
         snprintf(options, sizeof(options), "size=%uk", kib);
-        if (dir && unshare(CLONE_NEWNS) == 0 && mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 &&
+        /* In a chroot "/" is no mount point (EINVAL); whoever made it keeps its mounts to itself. */
+        if (dir && unshare(CLONE_NEWNS) == 0 &&
+            (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0 || errno == EINVAL) &&
             mount("none", dir, "tmpfs", 0, options) == 0)
                 return dir;
         scratch_remove(&dir);
         return NULL;
+}
+
+/* Writes a file until the file system is full, but never more than a small one holds. */
+static inline _unused_ void scratch_fill(const char *path) {
+        static const char zeros[4096];
+        int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+        for (size_t n = 0; n < 16u * 1024 * 1024 && write(fd, zeros, sizeof(zeros)) > 0; n += sizeof(zeros))
+                ;
+        close(fd);
 }
 
 /* For a test that needs scratch_small(): only root may mount. */

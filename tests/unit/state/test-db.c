@@ -313,14 +313,6 @@ static void test_backup(void) {
         CHECK_INT(rows.n, 2);
 }
 
-static void fill_disk(const char *path) {
-        static const char zeros[4096];
-        int fd = open(path, O_WRONLY | O_CREAT | O_APPEND, 0600);
-        while (write(fd, zeros, sizeof(zeros)) > 0)
-                ;
-        close(fd);
-}
-
 static void test_full_disk(void) {
         _cleanup_scratch_ char *dir = scratch_small(4096);
         REQUIRE(dir);
@@ -332,7 +324,7 @@ static void test_full_disk(void) {
                 REQUIRE(db_open(path, &db, &err) == 0);
                 CHECK_INT(db_ws_insert(db, &row, &err), 0);
                 CHECK_INT(db_ws_insert(db, &doomed, &err), 0);
-                fill_disk(ballast);
+                scratch_fill(ballast);
 
                 /* What does not fit is refused and leaves no trace. */
                 size_t huge = 8u << 20;
@@ -349,10 +341,10 @@ static void test_full_disk(void) {
         /* Stopping and destroying goes on, however often, also after a restart: that is what makes room again. */
         {
                 _cleanup_db_ struct db *db = NULL;
-                fill_disk(ballast);
+                scratch_fill(ballast);
                 CHECK_INT(db_open(path, &db, &err), 0);
                 REQUIRE(db);
-                fill_disk(ballast);
+                scratch_fill(ballast);
                 int r = 0;
                 for (unsigned i = 0; i < 500 && r == 0; i++) {
                         row.state = i % 2 ? WS_RUNNING : WS_STOPPING;
@@ -379,7 +371,7 @@ static void test_open_on_a_full_disk(void) {
         _cleanup_free_ char *path = path_join(dir, "state.db"), *ballast = path_join(dir, "ballast");
         _cleanup_error_ struct error err = ERROR_INIT;
         struct db *db = NULL;
-        fill_disk(ballast);
+        scratch_fill(ballast);
         CHECK(db_open(path, &db, &err) < 0);
         CHECK(!db);
         CHECK_INT(err.code, ERROR_NO_SPACE);

@@ -325,11 +325,7 @@ static void test_other_file_system(void) {
 
         /* Ballast that leaves less than an overlay takes. */
         _cleanup_free_ char *ballast = path_join(small, "ballast");
-        int fd = open(ballast, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-        char zeros[4096] = {0};
-        while (write(fd, zeros, sizeof(zeros)) > 0)
-                ;
-        close(fd);
+        scratch_fill(ballast);
         CHECK_INT(storage_create(s, OTHER_ID, &f.image, GIB, &op, &err), -ENOSPC);
         CHECK_INT(err.code, ERROR_NO_SPACE);
         CHECK(err.hint);

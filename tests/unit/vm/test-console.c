@@ -18,11 +18,11 @@ static int64_t file_size(const char *name) {
 }
 
 static void write_log(bool fresh, const char *text) {
-        struct console_log c = CONSOLE_LOG_INIT;
+        struct capped_log c = CAPPED_LOG_INIT;
 
-        CHECK_INT(console_log_open(&c, dir, fresh), 0);
-        CHECK_INT(console_log_write(&c, text, strlen(text)), 0);
-        console_log_close(&c);
+        CHECK_INT(capped_log_open(&c, dir, CONSOLE_LOG, CONSOLE_LOG_OLD, CONSOLE_KEEP, fresh), 0);
+        CHECK_INT(capped_log_write(&c, text, strlen(text)), 0);
+        capped_log_close(&c);
 }
 
 static void check_tail(unsigned lines, const char *want) {
@@ -62,16 +62,16 @@ static void test_text_of_the_guest_is_made_harmless(void) {
 }
 
 static void test_growth_is_bounded(void) {
-        struct console_log c = CONSOLE_LOG_INIT;
+        struct capped_log c = CAPPED_LOG_INIT;
         char line[100];
         unsigned n = 0;
 
-        REQUIRE(console_log_open(&c, dir, true) == 0);
+        REQUIRE(capped_log_open(&c, dir, CONSOLE_LOG, CONSOLE_LOG_OLD, CONSOLE_KEEP, true) == 0);
         for (; n < 20000; n++) {
                 int len = snprintf(line, sizeof(line), "line %u of a guest that talks without end\n", n);
-                CHECK_INT(console_log_write(&c, line, (size_t) len), 0);
+                CHECK_INT(capped_log_write(&c, line, (size_t) len), 0);
         }
-        console_log_close(&c);
+        capped_log_close(&c);
         CHECK(file_size(CONSOLE_LOG) <= CONSOLE_KEEP);
         CHECK_INT(file_size(CONSOLE_LOG_OLD), CONSOLE_KEEP);
         check_tail(1, "line 19999 of a guest that talks without end\n");

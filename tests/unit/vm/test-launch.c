@@ -78,6 +78,29 @@ static void test_qemu_that_fails(void) {
         CHECK_INT(exits, 0);
 }
 
+static int64_t log_size(const char *name) {
+        _cleanup_free_ char *path = path_join(dir, name);
+        struct stat st;
+
+        return stat(path, &st) < 0 ? 0 : st.st_size;
+}
+
+/* A guest can make QEMU complain without end. */
+static void test_what_qemu_says_is_bounded(void) {
+        const struct op op = op_timeout(PATIENCE_MS);
+
+        make_qemu("i=0; while [ $i -lt 20000 ]; do echo \"qemu: bogus descriptor $i\" >&2; i=$((i+1)); done; exit 7");
+        CHECK(launch(&op, NULL) < 0);
+        CHECK(log_size("stderr.log") <= 64 * 1024);
+        CHECK_INT(log_size("stderr.log.1"), 64 * 1024);
+        CHECK(!exists("stderr.fifo"));
+
+        make_qemu("echo 'qemu: another run' >&2; exit 7");
+        CHECK(launch(&op, NULL) < 0);
+        CHECK_INT(log_size("stderr.log"), 18);
+        CHECK_INT(log_size("stderr.log.1"), 0);
+}
+
 static void test_qemu_that_is_killed(void) {
         const struct op op = op_timeout(PATIENCE_MS);
         _cleanup_error_ struct error e = ERROR_INIT;
@@ -235,6 +258,7 @@ int main(void) {
         snprintf(ran, sizeof(ran), "%s/ran", dir);
         make_qemu("exit 1");
         RUN(test_qemu_that_fails);
+        RUN(test_what_qemu_says_is_bounded);
         RUN(test_qemu_that_is_killed);
         RUN(test_deadline);
         RUN(test_cancel);
