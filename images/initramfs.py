@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Write the initramfs of the microVMs: the agent as /init, the virtio modules, a few empty directories. Nothing else.
 
     initramfs.py MODULES_DIR AGENT OUTPUT

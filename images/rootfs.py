@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Unpack an archive of a root file system into an empty folder, and give it what every guest needs.
 
     rootfs.py ARCHIVE FOLDER          prints: number of entries, bytes they take, number of device nodes left out

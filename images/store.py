@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Read and publish the folders of an image store.
 
     store.py get FILE FIELD                       print a field of a JSON file, nothing if there is none

@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Take the kernel proper out of a bzImage, so that no guest spends its start on decompressing it.
 
     vmlinux.py BZIMAGE OUTPUT

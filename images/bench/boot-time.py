@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Cold boots under TCG, one row for each way of booting: what is the default, and what one change to it does.
 
     gcc -O2 -static -o init init.c

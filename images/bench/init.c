@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 */
 /* A stand-in for the agent, to measure boots and to try images: the kernel starts it as /init. It loads the modules of
  * /modules/order, says READY when the groups core and channel are in, mounts the disk if there is one, says what it
  * found there, and ends the machine. Each line on the console starts with the kernel's clock in milliseconds.
@@ -20,88 +21,89 @@
 #include <unistd.h>
 
 static void say(const char *format, ...) {
-    struct timespec now;
-    clock_gettime(CLOCK_BOOTTIME, &now);
-    printf("%lld ", (long long)now.tv_sec * 1000 + now.tv_nsec / 1000000);
-    va_list args;
-    va_start(args, format);
-    vprintf(format, args);
-    va_end(args);
-    printf("\n");
-    fflush(stdout);
+        struct timespec now;
+        clock_gettime(CLOCK_BOOTTIME, &now);
+        printf("%lld ", (long long) now.tv_sec * 1000 + now.tv_nsec / 1000000);
+        va_list args;
+        va_start(args, format);
+        vprintf(format, args);
+        va_end(args);
+        printf("\n");
+        fflush(stdout);
 }
 
 static void load(const char *wanted) {
-    FILE *order = fopen("/modules/order", "re");
-    char group[32], file[96], path[128];
-    if (!order) {
-        say("ERROR /modules/order: %s", strerror(errno));
-        return;
-    }
-    while (fscanf(order, "%31s %95s", group, file) == 2) {
-        if (strcmp(group, wanted) != 0)
-            continue;
-        snprintf(path, sizeof path, "/modules/%s", file);
-        int fd = open(path, O_RDONLY | O_CLOEXEC);
-        if (fd < 0 || syscall(SYS_finit_module, fd, "", 0) != 0)
-            say("ERROR %s: %s", path, strerror(errno));
-        if (fd >= 0)
-            close(fd);
-    }
-    fclose(order);
+        FILE *order = fopen("/modules/order", "re");
+        char group[32], file[96], path[128];
+        if (!order) {
+                say("ERROR /modules/order: %s", strerror(errno));
+                return;
+        }
+        while (fscanf(order, "%31s %95s", group, file) == 2) {
+                if (strcmp(group, wanted) != 0)
+                        continue;
+                snprintf(path, sizeof path, "/modules/%s", file);
+                int fd = open(path, O_RDONLY | O_CLOEXEC);
+                if (fd < 0 || syscall(SYS_finit_module, fd, "", 0) != 0)
+                        say("ERROR %s: %s", path, strerror(errno));
+                if (fd >= 0)
+                        close(fd);
+        }
+        fclose(order);
 }
 
 static void run(char *const argv[]) {
-    int status = 0;
-    pid_t child = fork();
-    if (child == 0) {
-        execv(argv[0], argv);
-        _exit(127);
-    }
-    waitpid(child, &status, 0);
-    say("EXIT %s %d", argv[0], WIFEXITED(status) ? WEXITSTATUS(status) : -1);
+        int status = 0;
+        pid_t child = fork();
+        if (child == 0) {
+                execv(argv[0], argv);
+                _exit(127);
+        }
+        waitpid(child, &status, 0);
+        say("EXIT %s %d", argv[0], WIFEXITED(status) ? WEXITSTATUS(status) : -1);
 }
 
 static void try_disk(void) {
-    int tries = 0;
-    load("disk");
-    while (tries < 300 && mount("/dev/vda", "/mnt", "ext4", 0, "") != 0) {
-        usleep(1000);
-        tries++;
-    }
-    if (tries == 300) {
-        say("NODISK %s", strerror(errno));
-        return;
-    }
-    say("DISK");
-    if (chdir("/mnt") != 0 || mount("/dev", "dev", NULL, MS_MOVE, NULL) != 0 || mount("/proc", "proc", NULL, MS_MOVE, NULL) != 0 || chroot(".") != 0) {
-        say("ERROR entering the disk: %s", strerror(errno));
-        return;
-    }
-    printf("ROOT");
-    DIR *root = opendir("/");
-    for (struct dirent *e; root && (e = readdir(root));)
-        if (e->d_name[0] != '.')
-            printf(" %s", e->d_name);
-    printf("\n");
-    struct stat st;
-    say("SH %s", stat("/bin/sh", &st) == 0 && S_ISREG(st.st_mode) ? "yes" : "no");
-    run((char *[]){ "/bin/sh", "-c", "echo SHELL $0 $(id -u) $(ls -ld /workspace)", NULL });
-    sync();
+        int tries = 0;
+        load("disk");
+        while (tries < 300 && mount("/dev/vda", "/mnt", "ext4", 0, "") != 0) {
+                usleep(1000);
+                tries++;
+        }
+        if (tries == 300) {
+                say("NODISK %s", strerror(errno));
+                return;
+        }
+        say("DISK");
+        if (chdir("/mnt") != 0 || mount("/dev", "dev", NULL, MS_MOVE, NULL) != 0 ||
+            mount("/proc", "proc", NULL, MS_MOVE, NULL) != 0 || chroot(".") != 0) {
+                say("ERROR entering the disk: %s", strerror(errno));
+                return;
+        }
+        printf("ROOT");
+        DIR *root = opendir("/");
+        for (struct dirent *e; root && (e = readdir(root));)
+                if (e->d_name[0] != '.')
+                        printf(" %s", e->d_name);
+        printf("\n");
+        struct stat st;
+        say("SH %s", stat("/bin/sh", &st) == 0 && S_ISREG(st.st_mode) ? "yes" : "no");
+        run((char *[]){"/bin/sh", "-c", "echo SHELL $0 $(id -u) $(ls -ld /workspace)", NULL});
+        sync();
 }
 
 int main(void) {
-    mount("proc", "/proc", "proc", 0, NULL);
-    mount("dev", "/dev", "devtmpfs", 0, NULL);
-    mount("sys", "/sys", "sysfs", 0, NULL);
-    say("INIT");
-    load("core");
-    load("channel");
-    say("READY");
-    load("net");
-    load("rng");
-    try_disk();
-    say("END");
-    reboot(RB_AUTOBOOT);
-    return 1;
+        mount("proc", "/proc", "proc", 0, NULL);
+        mount("dev", "/dev", "devtmpfs", 0, NULL);
+        mount("sys", "/sys", "sysfs", 0, NULL);
+        say("INIT");
+        load("core");
+        load("channel");
+        say("READY");
+        load("net");
+        load("rng");
+        try_disk();
+        say("END");
+        reboot(RB_AUTOBOOT);
+        return 1;
 }

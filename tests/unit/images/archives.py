@@ -1,4 +1,5 @@
 #!/usr/bin/python3
+# SPDX-License-Identifier: Apache-2.0
 """Write the archives that test-import.sh imports: archives.py KIND FILE SHELL_PROGRAM
 
 Sound ones look like a small distribution whose /bin/sh is a link, as with Alpine; the others are what an attacker, or a
