@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=sh
 # What build-boot, build-image and import-image share. Sourced, with $here set to the folder of the recipes.
 #

@@ -11,22 +11,14 @@
 /* How often a connect() is tried again while the listener's backlog is full: no event tells when it has room. */
 #define CONNECT_RETRY_MS 10
 
-static int fd_set_flag(int fd, int get, int set, int flag, bool on) {
-        int flags = fcntl(fd, get);
+int fd_set_nonblock(int fd, bool on) {
+        int flags = fcntl(fd, F_GETFL);
         if (flags < 0)
                 return -errno;
-        int wanted = on ? flags | flag : flags & ~flag;
-        if (wanted != flags && fcntl(fd, set, wanted) < 0)
+        int wanted = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;
+        if (wanted != flags && fcntl(fd, F_SETFL, wanted) < 0)
                 return -errno;
         return 0;
-}
-
-int fd_set_nonblock(int fd, bool on) {
-        return fd_set_flag(fd, F_GETFL, F_SETFL, O_NONBLOCK, on);
-}
-
-int fd_set_cloexec(int fd, bool on) {
-        return fd_set_flag(fd, F_GETFD, F_SETFD, FD_CLOEXEC, on);
 }
 
 static bool try_again(int err) {
@@ -199,68 +191,4 @@ int unix_peer(int fd, pid_t *ret_pid, uid_t *ret_uid) {
         if (ret_uid)
                 *ret_uid = cred.uid;
         return 0;
-}
-
-/* The ancillary buffer of one message with one fd, aligned as cmsg(3) wants it. */
-union fd_control {
-        struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int))];
-};
-
-int send_fd(int sock, int fd) {
-        union fd_control control = {0};
-        char byte = 0;
-        struct iovec iov = {.iov_base = &byte, .iov_len = 1};
-        struct msghdr msg = {
-                .msg_iov = &iov,
-                .msg_iovlen = 1,
-                .msg_control = &control,
-                .msg_controllen = sizeof(control.space),
-        };
-        struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-
-        c->cmsg_level = SOL_SOCKET;
-        c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(sizeof(int));
-        memcpy(CMSG_DATA(c), &fd, sizeof(fd));
-
-        ssize_t n;
-        do
-                n = sendmsg(sock, &msg, MSG_NOSIGNAL);
-        while (n < 0 && errno == EINTR);
-        return n < 0 ? -errno : 0;
-}
-
-int recv_fd(int sock, const struct op *op) {
-        union fd_control control;
-        char byte;
-        struct iovec iov = {.iov_base = &byte, .iov_len = 1};
-        struct msghdr msg;
-        ssize_t n;
-
-        do {
-                int r = wait_fd(sock, POLLIN, op);
-                if (r < 0)
-                        return r;
-                msg = (struct msghdr){
-                        .msg_iov = &iov,
-                        .msg_iovlen = 1,
-                        .msg_control = &control,
-                        .msg_controllen = CMSG_LEN(sizeof(int)), /* with the padding a second fd would fit */
-                };
-                n = recvmsg(sock, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-        } while (n < 0 && try_again(errno));
-        if (n < 0)
-                return -errno;
-
-        /* There is room for one fd: what a peer sends beyond it, the kernel drops, and says so by MSG_CTRUNC. */
-        _cleanup_close_ int fd = -1;
-        for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c))
-                if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS && c->cmsg_len >= CMSG_LEN(sizeof(int)))
-                        memcpy(&fd, CMSG_DATA(c), sizeof(fd));
-        if (n == 0)
-                return -ENODATA;
-        if (fd < 0 || msg.msg_flags & MSG_CTRUNC)
-                return -EBADMSG;
-        return TAKE_FD(fd);
 }

@@ -2,7 +2,7 @@
 #pragma once
 
 /*
- * File descriptors: complete reads and writes under a deadline, unix sockets, passing of fds.
+ * File descriptors: complete reads and writes under a deadline, unix sockets.
  * Everything that is opened here is O_CLOEXEC. Functions return >= 0 or a negative errno.
  */
 
@@ -13,7 +13,6 @@
 #include "base/util.h"
 
 int fd_set_nonblock(int fd, bool on);
-int fd_set_cloexec(int fd, bool on);
 
 /* Reads exactly n bytes from a non-blocking or blocking fd. 0; -ENODATA when the end came first; -ETIMEDOUT... */
 int read_full(int fd, void *data, size_t n, const struct op *op);
@@ -28,6 +27,3 @@ int unix_listen(const char *path, int backlog);
 int unix_connect(const char *path, const struct op *op);
 /* Who is at the other end of a connected unix socket. */
 int unix_peer(int fd, pid_t *ret_pid, uid_t *ret_uid);
-/* Sends one byte with an fd, and its counterpart. */
-int send_fd(int sock, int fd);
-int recv_fd(int sock, const struct op *op);

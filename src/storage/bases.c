@@ -108,13 +108,14 @@ static int check_room(const char *dir, const struct image *image, const struct s
         uint64_t available = 0, need = (uint64_t) st->st_blocks * 512 + reserve;
         int r = disk_free_bytes(dir, &available);
         if (r < 0)
-                return error_set_errno(err, r, "Cannot learn the free space of %s", dir);
+                return error_set_errno(err, r, "Cannot learn the free space for disks");
         if (available >= need)
                 return 0;
         r = error_set(err, ERROR_NO_SPACE,
-                      "%s has %" PRIu64 " MiB free, and keeping a copy of the image \"%s\" there needs %" PRIu64
+                      "The server has %" PRIu64
+                      " MiB free for disks, and keeping a copy of the image \"%s\" needs %" PRIu64
                       " MiB with the reserve",
-                      dir, available >> 20, image->name, need >> 20);
+                      available >> 20, image->name, need >> 20);
         error_hint(err, "Free some space, or put image_dir on the file system of state_dir: then no copy is needed.");
         return r;
 }
@@ -147,7 +148,7 @@ int bases_keep(const char *dir, const struct image *image, uint64_t reserve_byte
         if (r >= 0)
                 r = sync_folder(dir);
         if (r < 0)
-                return error_set_errno(err, r, "Cannot keep the image \"%s\" in %s", image->name, dir);
+                return error_set_errno(err, r, "Cannot keep the image \"%s\" among the disks", image->name);
         *ret = TAKE_PTR(name);
         return 0;
 }

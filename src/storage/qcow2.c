@@ -72,16 +72,15 @@ static int check_room(struct qcow2_storage *q, struct error *err) {
         uint64_t available = 0;
         int r = disk_free_bytes(q->dir, &available);
         if (r < 0)
-                return error_set_errno(err, r, "Cannot learn the free space of %s", q->dir);
+                return error_set_errno(err, r, "Cannot learn the free space for disks");
         if (available >= OVERLAY_BYTES + q->reserve_bytes)
                 return 0;
         r = error_set(err, ERROR_NO_SPACE,
-                      "No new disk: %s has %" PRIu64 " MiB free; a disk needs %" PRIu64 " MiB at first, and %" PRIu64
-                      " MiB must stay free",
-                      q->dir, available / MIB, OVERLAY_BYTES / MIB, q->reserve_bytes / MIB);
-        error_hint(err,
-                   "Destroy workspaces that are not needed, free space on that file system, or lower reserve_mb in "
-                   "the configuration.");
+                      "No new disk: the server has %" PRIu64 " MiB free for disks; one needs %" PRIu64
+                      " MiB at first, and %" PRIu64 " MiB must stay free",
+                      available / MIB, OVERLAY_BYTES / MIB, q->reserve_bytes / MIB);
+        error_hint(err, "Destroy workspaces that are not needed, free space on the file system of state_dir, or lower "
+                        "reserve_mb in the server's configuration.");
         return r;
 }
 
@@ -109,8 +108,8 @@ static void explain_full(struct qcow2_storage *q, struct error *err) {
         uint64_t available = 0;
         if (disk_free_bytes(q->dir, &available) < 0 || available >= OVERLAY_BYTES)
                 return;
-        error_set(err, ERROR_NO_SPACE, "The file system of %s is full", q->dir);
-        error_hint(err, "Destroy workspaces that are not needed, or free space on that file system.");
+        error_set(err, ERROR_NO_SPACE, "The server's file system for disks is full");
+        error_hint(err, "Destroy workspaces that are not needed, or free space on the file system of state_dir.");
 }
 
 static int qcow2_create(struct storage *s, const char *id, const struct image *base, uint64_t bytes,
@@ -141,7 +140,7 @@ static int qcow2_create(struct storage *s, const char *id, const struct image *b
         if (r >= 0) {
                 r = publish(q, tmp, path);
                 if (r < 0)
-                        error_set_errno(err, r, "Cannot keep the disk %s", path);
+                        error_set_errno(err, r, "Cannot keep the disk %s", id);
         }
         if (r < 0) {
                 if (r != -ECANCELED && r != -ETIMEDOUT)
@@ -154,7 +153,7 @@ static int qcow2_create(struct storage *s, const char *id, const struct image *b
 
 static int remove_file(const char *path, struct error *err) {
         if (unlink(path) < 0 && errno != ENOENT)
-                return error_set_errno(err, errno, "Cannot remove the disk %s", path);
+                return error_set_errno(err, errno, "Cannot remove the disk %s", strrchr(path, '/') + 1);
         return 0;
 }
 
@@ -168,6 +167,19 @@ static int qcow2_destroy(struct storage *s, const char *id, struct error *err) {
         return r < 0 ? r : remove_file(path, err);
 }
 
+/* Whoever asks for a disk has a workspace that should have it: that it is not there is no fault of the caller's. */
+static int fail_missing(const char *id, struct error *err) {
+        int r = error_set(err, ERROR_INTERNAL, "The disk %s is missing: somebody has removed its file on the host", id);
+        error_hint(err, "Have the file %s" SUFFIX " put back among the server's disks, or destroy the workspace.", id);
+        return r;
+}
+
+static int fail_damaged(const char *id, struct error *err) {
+        int r = error_set(err, ERROR_INTERNAL, "The disk %s is damaged: its header is not that of a qcow2 file", id);
+        error_hint(err, "Have a copy of it put back among the server's disks, or destroy the workspace.");
+        return r;
+}
+
 static int qcow2_info(struct storage *s, const char *id, struct disk_info *ret, struct error *err) {
         _cleanup_disk_info_ struct disk_info info = {.format = "qcow2"};
         int r = disk_path(qcow2_of(s), id, SUFFIX, &info.path, err);
@@ -175,18 +187,17 @@ static int qcow2_info(struct storage *s, const char *id, struct disk_info *ret, 
                 return r;
         _cleanup_close_ int fd = open(info.path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
         if (fd < 0 && errno == ENOENT)
-                return error_set(err, ERROR_NOT_FOUND, "The disk %s does not exist", info.path);
+                return fail_missing(id, err);
         struct stat st;
         if (fd < 0 || fstat(fd, &st) < 0)
-                return error_set_errno(err, errno, "Cannot look at the disk %s", info.path);
+                return error_set_errno(err, errno, "Cannot look at the disk %s", id);
 
         struct qcow2_header header;
         r = qcow2_header_read(fd, &header);
         if (r == -EBADMSG)
-                return error_set(err, ERROR_INTERNAL, "The disk %s is damaged: its header is not that of a qcow2 file",
-                                 info.path);
+                return fail_damaged(id, err);
         if (r < 0)
-                return error_set_errno(err, r, "Cannot read the disk %s", info.path);
+                return error_set_errno(err, r, "Cannot read the disk %s", id);
         info.virtual_bytes = header.virtual_bytes;
         info.used_bytes = (uint64_t) st.st_blocks * 512; /* stat(2): always in units of 512 bytes */
         *ret = info;

@@ -120,18 +120,23 @@ static bool code_is_the_guests(enum error_code code) {
         }
 }
 
-/* Cuts a text of the guest to a length fit for a message. */
-static void cut_text(char *text) {
-        if (text && strlen(text) > AGENT_TEXT_MAX)
+/* Makes a text of the guest fit for a message: of bounded length, and harmless on a terminal. */
+static void tame_text(char *text) {
+        if (!text)
+                return;
+        if (strlen(text) > AGENT_TEXT_MAX)
                 text[utf8_floor(text, AGENT_TEXT_MAX)] = '\0';
+        for (char *c = text; *c; c++)
+                if (((unsigned char) *c < 0x20 && *c != '\n' && *c != '\t') || *c == 0x7f)
+                        *c = ' ';
 }
 
 /* Makes an error that the guest sent our own. Returns its errno. */
 static int take_guest_error(struct error *from, struct error *err) {
         if (!code_is_the_guests(from->code))
                 from->code = ERROR_INTERNAL;
-        cut_text(from->message);
-        cut_text(from->hint);
+        tame_text(from->message);
+        tame_text(from->hint);
         int r = -error_code_errno(from->code);
         error_move(err, from);
         return r;

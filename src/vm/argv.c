@@ -40,8 +40,6 @@
 #define KERNEL_CMDLINE "console=ttyS0 reboot=t panic=-1 quiet random.trust_cpu=on 8250.nr_uarts=1 cryptomgr.notests"
 
 /* In QEMU's option lists a comma within a value is written twice. */
-#define PATH_LEN_MAX 4096u
-
 static char *escape_commas(const char *s) {
         _cleanup_buf_ struct buf b = BUF_INIT(2 * PATH_LEN_MAX);
 

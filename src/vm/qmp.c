@@ -8,10 +8,12 @@
 
 #include "base/io.h"
 #include "base/json.h"
+#include "base/str.h"
 #include "base/thread.h"
 #include "vm/waiter.h"
 
 #define READ_CHUNK (16u * 1024u)
+#define QMP_TEXT_MAX 500 /* bytes of QEMU's words that are shown */
 
 /* A command under way; lives on the stack of its caller. */
 struct call {
@@ -252,8 +254,9 @@ int qmp_call(struct qmp *q, const char *command, json_t *arguments, const struct
                 const char *text = NULL;
 
                 (void) json_get_str(json_object_get(reply, "error"), "desc", &text, NULL);
-                return error_set(err, ERROR_INTERNAL, "QEMU refused %s: %.500s", command,
-                                 text ? text : "no reason given");
+                text = text ? text : "no reason given";
+                return error_set(err, ERROR_INTERNAL, "QEMU refused %s: %.*s", command,
+                                 (int) utf8_floor(text, MIN(strlen(text), (size_t) QMP_TEXT_MAX)), text);
         }
         if (ret)
                 *ret = json_incref(value);

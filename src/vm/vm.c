@@ -151,7 +151,7 @@ static int sockets_make(struct sockets *s, const char *dir, const struct op *op,
                 if (r >= 0)
                         r = s->ours[i] = unix_connect(path, op);
                 if (r < 0)
-                        return error_set_errno(err, r, "Cannot make the socket %s/%s of the VM", dir, socket_names[i]);
+                        return error_set_errno(err, r, "Cannot make the socket %s of the VM", socket_names[i]);
         }
         return 0;
 }
@@ -234,10 +234,10 @@ static int start(struct vm *vm, const struct platform *p, const struct vm_spec *
 
         _cleanup_close_ int said = make_said(vm);
         if (said < 0)
-                return error_set_errno(err, said, "Cannot make the standard error of QEMU in %s", vm->dir);
+                return error_set_errno(err, said, "Cannot make the standard error of QEMU");
         int r = open_logs(vm, true);
         if (r < 0)
-                return error_set_errno(err, r, "Cannot open the logs of the VM in %s", vm->dir);
+                return error_set_errno(err, r, "Cannot open the logs of the VM");
         r = spawn_qemu(p, spec, s, said, &pid, err);
         if (r < 0)
                 return r;
@@ -396,10 +396,10 @@ int vm_attach(const struct vm_spec *spec, const struct proc_id *proc, const stru
         }
         if (vm->pidfd < 0)
                 return error_set_errno(err, vm->pidfd, "Cannot open the process %d", (int) proc->pid);
+        /* Without its console and its complaints a VM is still of use. */
         int r = open_logs(vm, false);
         if (r < 0)
-                return error_set_errno(err, r, "Cannot open the logs of the VM in %s", vm->dir);
-        /* Without its console and its complaints a VM is still of use. */
+                log_warn("Cannot open the logs of a VM", "vm", vm->id, "errno", LOG_NUM(-r));
         vm->console_fd = connect_to(vm->dir, VM_CONSOLE_SOCKET, &op);
         if (vm->console_fd < 0)
                 log_warn("Cannot connect to the console of a VM", "vm", vm->id, "errno", LOG_NUM(-vm->console_fd));

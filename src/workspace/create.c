@@ -192,7 +192,7 @@ static int reserve(struct core *core, const struct request *q, struct workspace 
 
 static int build(struct workspace *ws, const struct request *q, const struct op *op, struct error *err) {
         if (mkdir(ws->dir, 0700) < 0)
-                return error_set_errno(err, errno, "Cannot make %s", ws->dir);
+                return error_set_errno(err, errno, "Cannot make the folder of the workspace");
         op_progress(op, "making the disk");
         int r = storage_create(ws->core->storage, ws->id, q->image, q->disk_gb * GIB, op, err);
         if (r >= 0)
@@ -232,6 +232,8 @@ int ws_create(struct core *core, const struct ws_create_args *args, const char *
                 r = workspace_view(ws, owner, ret, err);
         if (r < 0) {
                 _cleanup_error_ struct error undo = ERROR_INIT;
+                /* It may be running already, and would be taken up again as such after a crash. */
+                (void) workspace_move(ws, WS_DESTROYING, NULL, NULL);
                 /* What stays behind keeps its row and is undone by whoever claims it next, or by the next start. */
                 if (workspace_erase(ws, &undo) < 0)
                         log_warn("A failed creation is not undone yet", "workspace", ws->id, "error",

@@ -12,7 +12,7 @@ int workspace_erase(struct workspace *ws, struct error *err) {
                 return r;
         r = rm_rf(ws->dir);
         if (r < 0)
-                return error_set_errno(err, r, "Cannot remove %s", ws->dir);
+                return error_set_errno(err, r, "Cannot remove the folder of the workspace");
         r = db_ws_delete(core->db, ws->id, err);
         if (r < 0 && r != -ENOENT)
                 return r;

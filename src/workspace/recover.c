@@ -130,25 +130,28 @@ static int list_folders(struct core *core, struct strv *ret) {
         return 0;
 }
 
-static int collect_folder(struct core *core, const char *id, struct error *err) {
+/* What cannot be removed is left for the next start. */
+static void collect_folder(struct core *core, const char *id) {
         _cleanup_free_ char *dir = path_join(core->vms_dir, id);
         struct proc_id proc;
         if (!dir)
-                return error_set_errno(err, ENOMEM, "Cannot remove folder %s", id);
+                return;
         if (vm_find(dir, &proc) >= 0)
                 end_process(&proc);
         int r = rm_rf(dir);
         if (r < 0)
-                return error_set_errno(err, r, "Cannot remove %s", dir);
-        log_warn("Removed the folder of a workspace that is not in the store", "folder", dir);
-        return 0;
+                log_warn("Cannot remove the folder of a workspace that is not in the store", "folder", dir, "errno",
+                         LOG_NUM(-r));
+        else
+                log_warn("Removed the folder of a workspace that is not in the store", "folder", dir);
 }
 
-static int collect_disk(struct core *core, const char *id, struct error *err) {
-        int r = storage_destroy(core->storage, id, err);
-        if (r >= 0)
+static void collect_disk(struct core *core, const char *id) {
+        _cleanup_error_ struct error why = ERROR_INIT;
+        if (storage_destroy(core->storage, id, &why) < 0)
+                log_warn("Cannot remove a disk that no workspace has", "disk", id, "error", error_message(&why));
+        else
                 log_warn("Removed a disk that no workspace has", "disk", id);
-        return r;
 }
 
 static int collect_garbage(struct core *core, bool store_is_empty, struct error *err) {
@@ -167,13 +170,13 @@ static int collect_garbage(struct core *core, bool store_is_empty, struct error 
                         "disks", LOG_NUM(disks.n), "folders", core->vms_dir);
                 return 0;
         }
-        for (size_t i = 0; r >= 0 && i < folders.n; i++)
+        for (size_t i = 0; i < folders.n; i++)
                 if (!has_row(core, folders.v[i]))
-                        r = collect_folder(core, folders.v[i], err);
-        for (size_t i = 0; r >= 0 && i < disks.n; i++)
+                        collect_folder(core, folders.v[i]);
+        for (size_t i = 0; i < disks.n; i++)
                 if (!has_row(core, disks.v[i]))
-                        r = collect_disk(core, disks.v[i], err);
-        return r;
+                        collect_disk(core, disks.v[i]);
+        return 0;
 }
 
 /* Claims all workspaces that there are now: nobody else is here yet, but the end of a VM would call the reaper. */
@@ -203,15 +206,14 @@ int core_recover(struct core *core, const struct op *op, struct error *err) {
                 return error_set_errno(err, r, "Cannot recover the workspaces");
         struct op boot = op_sub(op, RECOVER_BOOT_MS);
         for (size_t i = 0; i < n; i++) {
-                if (r >= 0) {
-                        r = recover_one(all[i], op, &boot, err);
-                        if (r < 0)
-                                error_prefix(err, "Cannot recover workspace %s", all[i]->id);
-                }
+                _cleanup_error_ struct error why = ERROR_INIT;
+                /* One that cannot be helped keeps its row and state, and does not keep the others from being used. */
+                if (recover_one(all[i], op, &boot, &why) < 0)
+                        log_error("A workspace is not recovered; whoever uses it next tries again", "workspace",
+                                  all[i]->id, "error", error_message(&why));
                 workspace_release(all[i]);
         }
-        if (r >= 0)
-                r = collect_garbage(core, n == 0, err);
+        r = collect_garbage(core, n == 0, err);
         if (r >= 0 && n > 0)
                 log_info("Workspaces recovered", "count", LOG_NUM(n), "ms",
                          LOG_NUM((monotonic_ns() - begin) / NSEC_PER_MSEC));

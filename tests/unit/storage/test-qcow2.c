@@ -98,8 +98,10 @@ static void test_life_of_a_disk(void) {
         CHECK_INT(storage_destroy(f.storage, ID, &err), 0);
         CHECK_INT(storage_destroy(f.storage, ID, &err), 0);
         disk_info_clear(&info);
-        CHECK_INT(storage_info(f.storage, ID, &info, &err), -ENOENT);
-        CHECK_INT(err.code, ERROR_NOT_FOUND);
+        CHECK_INT(storage_info(f.storage, ID, &info, &err), -EIO);
+        CHECK_INT(err.code, ERROR_INTERNAL);
+        CHECK(!strchr(error_message(&err), '/')); /* no path of the host */
+        CHECK(err.hint && strstr(err.hint, "destroy the workspace"));
         CHECK_INT(storage_list(f.storage, &ids, &err), 0);
         REQUIRE(ids.n == 1);
         CHECK_STR(ids.v[0], OTHER_ID);

@@ -163,6 +163,9 @@ static void test_errors_of_the_guest(void) {
         script = "{\"type\":\"error\",\"code\":\"quota_exceeded\",\"message\":\"pay\"}";
         CHECK(agent_mount_root(agent, patience(), &e) < 0);
         CHECK_INT(e.code, ERROR_INTERNAL);
+        script = "{\"type\":\"error\",\"code\":\"conflict\",\"message\":\"a\\u001b[2Jb\\n\\u007fc\"}";
+        CHECK(agent_mount_root(agent, patience(), &e) < 0);
+        CHECK_STR(error_message(&e), "a [2Jb\n c");
         end();
 }
 

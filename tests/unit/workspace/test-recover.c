@@ -87,6 +87,30 @@ static void test_garbage(void) {
         CHECK_INT(ws_get(f.core, "alpha", NULL, &view, NULL), 0);
 }
 
+/* A folder in the place of a disk is what no removal expects. It does not keep the daemon from the others. */
+static void test_what_cannot_be_removed(void) {
+        _cleanup_fixture_ struct fixture f = {0};
+        char id[UUID_LEN + 1], stray[UUID_LEN + 1], good[UUID_LEN + 1];
+        REQUIRE(fixture_prepare(&f, NULL) == 0 && fixture_open(&f, NULL) == 0);
+        REQUIRE(fixture_leave(&f, "bad", WS_DESTROYING, 2, true, id) == 0 && uuid_new(stray) == 0);
+        REQUIRE(fixture_leave(&f, "good", WS_STOPPING, 3, false, good) == 0);
+        _cleanup_free_ char *disk = str_printf("%s/%s.qcow2", f.disks, id);
+        _cleanup_free_ char *garbage = str_printf("%s/%s.qcow2", f.disks, stray);
+        REQUIRE(mkdir_p(disk, 0700) == 0 && mkdir_p(garbage, 0700) == 0);
+        CHECK_INT(restart(&f, NULL), 0);
+        _cleanup_ws_view_ struct ws_view view = {0};
+        CHECK_INT(ws_get(f.core, "good", NULL, &view, NULL), 0);
+        CHECK_INT(view.row.state, WS_STOPPED);
+
+        /* Once it can be removed, the next one who wants it does so. */
+        struct op op = op_timeout(30000);
+        struct ws_started started;
+        _cleanup_ws_view_ struct ws_view none = {0};
+        REQUIRE(rm_rf(disk) == 0);
+        CHECK_INT(ws_start(f.core, "bad", &op, &none, &started, NULL), -ENOENT);
+        CHECK_INT(ws_get(f.core, "bad", NULL, &none, NULL), -ENOENT);
+}
+
 /* Somebody lost state.db: the disks are all that is left of the work, so they stay. */
 static void test_lost_store(void) {
         _cleanup_fixture_ struct fixture f = {0};
@@ -153,6 +177,7 @@ int main(void) {
         RUN(test_every_state);
         RUN(test_half_made_and_half_gone);
         RUN(test_garbage);
+        RUN(test_what_cannot_be_removed);
         RUN(test_lost_store);
         RUN(test_second_recovery_changes_nothing);
         RUN(test_recycled_pid);
