@@ -9,7 +9,7 @@ PACKAGES_BUILD="gcc g++ meson ninja-build pkg-config python3 libc6-dev libjansso
   libtomlplusplus-dev libpcre2-dev"
 PACKAGES_RUN="qemu-system-x86 qemu-utils ca-certificates"
 PACKAGES_IMAGES="mmdebstrap e2fsprogs kmod lz4 gzip bzip2 zstd xz-utils util-linux uidmap"
-PACKAGES_TEST="python3-pytest git clang clang-format clang-tidy cppcheck shellcheck busybox-static procps"
+PACKAGES_TEST="python3-pytest git clang libclang-rt-dev clang-format clang-tidy cppcheck shellcheck busybox-static procps"
 
 say() {
   printf '\n== %s\n' "$*"

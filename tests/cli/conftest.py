@@ -49,8 +49,8 @@ class Host:
         return subprocess.run([program, *args], env=self.env, capture_output=True, text=True, timeout=timeout,
                               stdin=subprocess.DEVNULL, **kwargs)
 
-    def popen(self, *args, **kwargs):
-        child = subprocess.Popen([AGENTISO, *args], env=self.env, **kwargs)
+    def popen(self, *args, program=AGENTISO, **kwargs):
+        child = subprocess.Popen([program, *args], env=self.env, **kwargs)
         self.children.append(child)
         return child
 
@@ -63,8 +63,8 @@ class Host:
                 return None
             return struct.unpack("3i", s.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
 
-    def start_daemon(self):
-        child = self.popen("daemon", stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    def start_daemon(self, program=AGENTISO):
+        child = self.popen("daemon", program=program, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         wait_for(lambda: self.daemon_pid() or child.poll() is not None)
         assert child.poll() is None, child.stderr.read()
         return child
@@ -123,8 +123,9 @@ def freeze(pid):
 class Serve:
     """An MCP client at the ends of `agentiso serve`."""
 
-    def __init__(self, host, *args):
-        self.child = host.popen(*args, "serve", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def __init__(self, host, *args, **kwargs):
+        self.child = host.popen(*args, "serve", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                **kwargs)
         self.pending = b""
 
     def send(self, message):

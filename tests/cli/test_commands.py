@@ -45,15 +45,40 @@ def test_manual_is_in_the_docs(host):
         assert host.run("help", name).stdout in manual, f"docs/cli.md is out of date for {name}"
 
 
+@pytest.mark.parametrize("args", [["-h"], ["-c", "/dev/null", "-h"]])
+def test_short_help(host, args):
+    assert host.run(*args).stdout == host.run("--help").stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_short_help_of_each_command(host, name):
+    answer = host.run(name, "-h")
+    assert answer.returncode == 0 and answer.stdout == host.run("help", name).stdout
+
+
+def test_general_help_says_how_to_begin(host):
+    steps = host.run("--help").stdout.partition("FIRST STEPS\n")[2].partition("\n\n")[0]
+    for step in ("agentiso image build", "agentiso check", "agentiso mcp-config"):
+        assert step in steps
+
+
 def test_version(host):
-    answer = host.run("--version")
-    assert answer.returncode == 0 and answer.stdout.startswith("agentiso ")
+    for option in ("--version", "-V"):
+        answer = host.run(option)
+        assert answer.returncode == 0 and answer.stdout.startswith("agentiso ")
 
 
 def test_unknown_command(host):
     answer = host.run("statsu")
     assert answer.returncode == 2 and answer.stdout == ""
     assert "unknown command 'statsu'; did you mean 'status'?" in answer.stderr
+    assert "did you mean 'help'?" in host.run("hlp").stderr
+
+
+@pytest.mark.parametrize("args, who", [(["--nonsense"], "agentiso"), (["status", "--nonsense"], "agentiso status"),
+                                       (["logs", "-x"], "agentiso logs")])
+def test_unknown_option_names_the_command(host, args, who):
+    assert host.run(*args).stderr.startswith(f"{who}: ")
 
 
 @pytest.mark.parametrize("args", [["status", "--nonsense"], ["status", "extra"], ["serve", "extra"], ["image"],
@@ -100,7 +125,21 @@ def test_logs_of_nothing(host):
     host.start_daemon()
     answer = host.run("logs", "nobody")
     assert answer.returncode == 1 and answer.stdout == ""
-    assert "nobody" in answer.stderr
+    assert "nobody" in answer.stderr and "agentiso status" in answer.stderr
+    assert "workspace_" not in answer.stderr, "tools are nothing for a shell"
+
+
+def test_status_tells_of_a_daemon_from_before_an_upgrade(host):
+    program = host.state / "agentiso"
+    shutil.copy(AGENTISO, program)
+    host.start_daemon(program)
+    assert host.run("status", program=program).stderr == ""
+    said = host.run("status").stderr
+    assert str(program) in said and "agentiso stop" in said
+    program.unlink()
+    shutil.copy(AGENTISO, program)
+    said = host.run("status", program=program).stderr
+    assert "earlier" in said and "agentiso stop" in said and str(host.daemon_pid()) in said
 
 
 def test_daemon_makes_private_files(host):

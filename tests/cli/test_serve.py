@@ -3,7 +3,9 @@
 import fcntl
 import json
 import os
+import pty
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +30,32 @@ def test_starts_the_daemon_and_leaves_at_eof(host, serve):
     assert serve.rest() == (b"", 0)
     assert time.monotonic() - begin < 1
     assert alive(pid), "the daemon outlives its client"
+
+
+def test_tells_of_a_daemon_from_before_an_upgrade(host, serve):
+    program = host.state / "agentiso"
+    shutil.copy(AGENTISO, program)
+    before = Serve(host, program=program)
+    before.initialize()
+    program.unlink()
+    shutil.copy(AGENTISO, program)
+    after = Serve(host, program=program)
+    assert "result" in after.initialize(), "it serves all the same"
+    before.ping()
+    for child in (before, after):
+        assert child.rest() == (b"", 0)
+    assert before.child.stderr.read() == b"", "of what is old itself, nobody learns anything"
+    said = after.child.stderr.read().decode()
+    assert "earlier" in said and "agentiso stop" in said and said.count("\n") == 1
+
+
+def test_tells_a_person_what_it_is_for(host):
+    master, slave = pty.openpty()
+    serve = host.popen("serve", stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    os.close(slave)
+    assert b"agentiso mcp-config" in serve.stderr.readline()
+    os.close(master)
+    assert serve.wait(5) == 0 and serve.stdout.read() == b""
 
 
 def test_daemon_has_no_inherited_fds(host, serve):
@@ -193,6 +221,7 @@ def test_daemon_killed_with_a_call_outstanding(host, serve):
     answer = serve.receive()
     assert answer["id"] == "call-1"
     assert answer["error"]["code"] == -32603 and UNKNOWN_OUTCOME in answer["error"]["message"]
+    assert "workspace_list" in answer["error"]["message"], "clients show a model the message only"
     assert answer["error"]["data"]["code"] == "internal" and "workspace_list" in answer["error"]["data"]["hint"]
     serve.quiet()
     answer = serve.request("tools/call", {"name": "workspace_list", "arguments": {}}, id=3)

@@ -37,6 +37,9 @@ static const char test_json[] =
         "\"minimum\":0,\"default\":0}}},\"annotations\":{}},"
         "{\"name\":\"test_big\",\"description\":\"Gives a long text.\",\"inputSchema\":{\"type\":\"object\","
         "\"properties\":{\"bytes\":{\"type\":\"integer\",\"minimum\":0,\"maximum\":4194304}},\"required\":[\"bytes\"]},"
+        "\"annotations\":{}},"
+        "{\"name\":\"test_fail\",\"description\":\"Fails.\",\"inputSchema\":{\"type\":\"object\",\"properties\":{"
+        "\"message\":{\"type\":\"string\"},\"hint\":{\"type\":\"string\"}},\"required\":[\"message\",\"hint\"]},"
         "\"annotations\":{}}]";
 
 /* Waits `ms` milliseconds; reports progress `reports` times before that. */
@@ -72,9 +75,25 @@ static int test_big(const struct tool_call *call, struct tool_result *ret, struc
         return 0;
 }
 
+/* Fails with this message and this hint. */
+static int test_fail(const struct tool_call *call, struct tool_result *ret, struct error *err) {
+        const char *message = NULL, *hint = NULL;
+
+        (void) ret;
+        int r = json_get_str(call->args, "message", &message, err);
+        if (r >= 0)
+                r = json_get_str(call->args, "hint", &hint, err);
+        if (r < 0)
+                return r;
+        error_set(err, ERROR_CONFLICT, "%s", message);
+        error_hint(err, "%s", hint);
+        return -EINVAL;
+}
+
 static const struct tool test_tools[] = {
         {"test_wait", TOOL_ACCESS_NONE, TEST_TIMEOUT_MS, test_wait},
         {"test_big", TOOL_ACCESS_NONE, TEST_TIMEOUT_MS, test_big},
+        {"test_fail", TOOL_ACCESS_NONE, TEST_TIMEOUT_MS, test_fail},
 };
 static const struct tool_group test_group = {test_json, test_tools, ARRAY_SIZE(test_tools)};
 

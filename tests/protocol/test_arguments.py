@@ -102,6 +102,29 @@ def test_an_unknown_argument_is_named_with_the_nearest(client, tool):
     assert "wait_for_previous" not in text
 
 
+@pytest.mark.parametrize("tool, key, meant", [
+    ("exec", "timeout", "timeout_secs"), ("workspace_create", "memory", "memory_mb"), ("file_read", "lines", None),
+    ("exec", "output_bytes", "max_output_bytes"), ("exec", "e", None),
+])
+def test_a_part_of_a_name_is_near(client, tool, key, meant):
+    """Models shorten names, which is further from them than any typing error."""
+    arguments = next(good(t) for t in TOOLS if t["name"] == tool)
+    text = client.call(tool, {**arguments, key: 1})["content"][0]["text"]
+    assert (f'mean "{meant}"' if meant else f'"{key}" was ignored.') in text
+
+
+def test_a_result_with_an_unknown_argument_names_the_known_ones(client):
+    warnings = client.call("workspace_list", {"owner": "me"})["structuredContent"]["warnings"]
+    assert len(warnings) == 2 and "state_filter" in warnings[1] and "name_prefix" in warnings[1]
+    text = client.call("exec", {"workspace_id": "no-such", "cmd": "true"})["content"][0]["text"]
+    assert text.count("workdir") == 1, "a failure names them once"
+
+
+def test_a_relative_path_is_told_in_words(client):
+    text = client.call("file_read", {"workspace_id": "x", "path": "src/a.c"})["content"][0]["text"]
+    assert 'beginning with "/"' in text and "^" not in text and '"src/a.c"' in text
+
+
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda t: t["name"])
 def test_wait_for_previous_is_ignored_in_silence(client, tool):
     with_it = client.call(tool["name"], {**good(tool), "wait_for_previous": False})

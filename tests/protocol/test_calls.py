@@ -32,13 +32,24 @@ class TestRequests:
 
     def test_an_unknown_tool_comes_with_the_nearest_name(self, client):
         error = client.request("tools/call", {"name": "workspace_craete"})["error"]
-        assert '"workspace_create"' in error["message"]
+        assert 'did you mean "workspace_create"? tools/list' in error["message"]
 
     def test_a_failure_is_a_result_that_says_what_to_do(self, client):
         result = client.call("workspace_info", {"workspace_id": "nowhere"})
         assert result["isError"] and result["_meta"]["code"] == "not_found"
         text = result["content"][0]["text"]
         assert "nowhere" in text and "workspace_list" in text
+
+    @pytest.mark.parametrize("message, text", [
+        ("It failed", "It failed. Do this."),
+        ("It failed!", "It failed! Do this."),
+        # What a guest said, or lines of a file, must not look as if they ended in a full stop or went on as the hint.
+        ("The nearest line is:\n2: print()", "The nearest line is:\n2: print()\nDo this."),
+        ("The console:\nlast line\n", "The console:\nlast line\nDo this."),
+    ])
+    def test_the_hint_follows_the_message(self, harness, message, text):
+        result = harness.call("test_fail", {"message": message, "hint": "Do this."})
+        assert result["content"][0]["text"] == text and result["_meta"]["code"] == "conflict"
 
     def test_text_and_structure_are_the_same(self, spawn):
         peer = spawn("--workspaces", "3")

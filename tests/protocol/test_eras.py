@@ -16,6 +16,7 @@ def test_a_known_version_is_echoed(server, version):
     assert result["capabilities"] == {"tools": {}}
     assert result["serverInfo"]["name"] == "agentiso" and result["serverInfo"]["version"]
     assert 200 < len(result["instructions"].encode()) < 2048
+    assert "internet" in result["instructions"], "a model tries apt-get and pip first"
     assert "resultType" not in result and "_meta" not in result
     assert len(server.request("tools/list")["result"]["tools"]) >= 12
 
