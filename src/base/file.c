@@ -35,7 +35,8 @@ char *path_join(const char *dir, const char *name) {
 }
 
 int file_read_all(const char *path, size_t max, char **ret, size_t *ret_len) {
-        _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+        /* Without waiting: somebody may have put a named pipe there. */
+        _cleanup_close_ int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
         if (fd < 0)
                 return -errno;
 

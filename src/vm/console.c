@@ -158,6 +158,10 @@ int text_tail(const char *path, const char *older_path, size_t max_bytes, unsign
                 r = utf8_sanitize(&text, plain.data, plain.len, NULL);
         if (r < 0)
                 return r;
-        size_t start = last_lines(text.data, text.len, max_lines);
+        size_t start = last_lines(text.data, text.len, max_lines), room = out->max - out->len;
+        if (text.len - start > room)
+                start = text.len - room;
+        while (start < text.len && ((unsigned char) text.data[start] & 0xc0) == 0x80)
+                start++; /* not in the middle of a character */
         return buf_append(out, text.data + start, text.len - start);
 }

@@ -27,6 +27,6 @@ void capped_log_close(struct capped_log *c);
 /* Appends bytes. An error (a full disk) loses them. */
 int capped_log_write(struct capped_log *c, const void *data, size_t n);
 
-/* Appends the last lines of a file, at most max_bytes of it, as UTF-8 without control characters and escape
- * sequences. -ENOENT. */
+/* Appends the last lines of a file, at most max_bytes of it and what `out` has room for, as UTF-8 without control
+ * characters and escape sequences. -ENOENT. */
 int text_tail(const char *path, const char *older_path, size_t max_bytes, unsigned max_lines, struct buf *out);

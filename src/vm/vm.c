@@ -121,7 +121,8 @@ int vm_describe_exit(struct vm *vm, struct buf *out) {
                 return buf_printf(out, "QEMU ended with exit status %d", vm->exit_code);
         if (vm->guest_reset)
                 return buf_append_str(out, "the guest reset its machine, as a kernel does that panics");
-        return buf_append_str(out, vm->exit_code == 0 ? "the machine was powered off" : "QEMU ended");
+        return buf_append_str(out, vm->exit_code == 0 ? "the machine was powered off"
+                                                      : "nobody was there to take its exit status");
 }
 
 /* --- start --- */

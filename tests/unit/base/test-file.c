@@ -68,6 +68,13 @@ static void test_read_all(void) {
         CHECK(n > 100 && strlen(proc) == n);
         CHECK_INT(file_read_all("/dev/zero", 100000, &none, &n), -EFBIG); /* no end, but a limit */
         CHECK_INT(file_read_all("/proc/self/status", 100, &none, &n), -EFBIG);
+
+        /* A named pipe that nobody writes to holds nobody up. */
+        _cleanup_free_ char *fifo = path_join(dir, "fifo"), *nothing = NULL;
+        REQUIRE(mkfifo(fifo, 0600) == 0);
+        CHECK_INT(file_read_all(fifo, 10, &nothing, &n), 0);
+        CHECK_INT(n, 0);
+        unlink(fifo);
 }
 
 static void test_write_atomic(void) {

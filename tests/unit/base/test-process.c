@@ -352,7 +352,7 @@ static pid_t start(const char *script) {
 static void test_wait(void) {
         struct process_result result = {0};
         struct op now = op_timeout(0), op = op10();
-        pid_t pid = start("sleep 30");
+        pid_t pid = start("exec sleep 30");
 
         REQUIRE(pid > 0);
         CHECK_INT(process_wait(pid, &now, &result), -ETIMEDOUT);
@@ -386,7 +386,7 @@ static void test_end(void) {
         process_end(pid, 50);
         CHECK(kill(pid, 0) < 0 && errno == ESRCH);
 
-        pid = start("kill -STOP $$; sleep 30"); /* stopped: it cannot act on SIGTERM */
+        pid = start("kill -STOP $$; exec sleep 30"); /* stopped: it cannot act on SIGTERM */
         REQUIRE(pid > 0);
         process_end(pid, 50);
         CHECK(kill(pid, 0) < 0 && errno == ESRCH);
@@ -396,7 +396,7 @@ static void test_end(void) {
 
 /* A daemon that has run out of fds can still get rid of its children. */
 static void test_end_without_fds(void) {
-        pid_t pid = start("sleep 30");
+        pid_t pid = start("exec sleep 30");
         struct rlimit limit, none;
 
         REQUIRE(pid > 0);
@@ -414,7 +414,7 @@ static void test_end_without_fds(void) {
 static void test_identity(void) {
         struct proc_id id, self;
         struct op op = op10();
-        pid_t pid = start("sleep 30");
+        pid_t pid = start("exec sleep 30");
 
         REQUIRE(pid > 0);
         CHECK_INT(proc_id_read(getpid(), &self), 0);

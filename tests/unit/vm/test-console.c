@@ -48,6 +48,18 @@ static void test_last_lines(void) {
         check_tail(1, "three\n");
 }
 
+static void test_what_does_not_fit_is_cut_in_front(void) {
+        _cleanup_buf_ struct buf out = BUF_INIT(7);
+
+        write_log(true, "a long line with caf\xc3\xa9 noir");
+        CHECK_INT(vm_console_tail(dir, 1, &out), 0);
+        CHECK_STR(out.data, "\xc3\xa9 noir");
+        CHECK_INT(vm_console_tail(dir, 1, &out), 0); /* full */
+        buf_truncate(&out, 1);
+        CHECK_INT(vm_console_tail(dir, 1, &out), 0);
+        CHECK_STR(out.data, "\xc3 noir"); /* and not half of what comes first */
+}
+
 static void test_a_new_run_keeps_the_one_before(void) {
         write_log(true, "first run\n");
         write_log(true, "second run\n");
@@ -115,6 +127,7 @@ int main(void) {
                 return 1;
         RUN(test_no_log);
         RUN(test_last_lines);
+        RUN(test_what_does_not_fit_is_cut_in_front);
         RUN(test_a_new_run_keeps_the_one_before);
         RUN(test_text_of_the_guest_is_made_harmless);
         RUN(test_growth_is_bounded);
