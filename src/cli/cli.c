@@ -77,12 +77,12 @@ int self_path(char **ret) {
         static const char deleted[] = " (deleted)";
         char path[4096];
 
-        ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+        ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);
         if (n < 0)
                 return -errno;
         path[n] = 0;
         /* An upgrade has replaced the file: the new one is what shall run now. */
-        size_t len = (size_t) n, suffix = sizeof deleted - 1;
+        size_t len = (size_t) n, suffix = sizeof(deleted) - 1;
         if (len > suffix && str_eq(path + len - suffix, deleted))
                 path[len - suffix] = 0;
         *ret = strdup(path);

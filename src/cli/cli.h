@@ -30,7 +30,7 @@ struct cli {
 struct command {
         const char *name, *summary;
         const char *help; /* the manual page */
-        /* argv[0] is the name of the command. Returns the exit status. */
+        /* argv[0] is "agentiso" and the name of the command, for getopt's messages. Returns the exit status. */
         int (*run)(struct cli *cli, int argc, char **argv);
 };
 
@@ -47,7 +47,8 @@ extern const struct command cmd_check, cmd_daemon, cmd_image, cmd_logs, cmd_mcp_
 /*
  * The next option of a command: its value from `options`, or -1 at the end of the options. --config and --help are
  * dealt with here; when the command has to end because of them, or because of an unknown option, -2 is returned and
- * *ret_status set. `shorts` are the one-letter options as for getopt.
+ * *ret_status set. `shorts` are the one-letter options as for
+ * getopt, with the h of --help.
  */
 #define CLI_OPTION_EXIT (-2)
 int cli_option(struct cli *cli, const struct command *cmd, int argc, char **argv, const char *shorts,

@@ -6,6 +6,7 @@
 #include "base/buf.h"
 #include "base/io.h"
 #include "base/json.h"
+#include "cli/upgrade.h"
 
 #define CHUNK (64u * 1024u)
 #define PROTOCOL_VERSION "2025-06-18"
@@ -126,12 +127,13 @@ static int connect_daemon(const struct config *cfg, const struct op *op, int *re
         }
         if (fd < 0)
                 return error_set_errno(err, fd, "cannot connect to the daemon at %s", path);
+        upgrade_warn(fd);
         *ret_fd = fd;
         return 0;
 }
 
 int client_open(const struct config *cfg, const struct op *op, struct client **ret, struct error *err) {
-        _cleanup_client_ struct client *c = calloc(1, sizeof *c);
+        _cleanup_client_ struct client *c = calloc(1, sizeof(*c));
 
         if (!c)
                 return -ENOMEM;

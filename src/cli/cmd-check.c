@@ -21,7 +21,7 @@ static const char help[] =
         "OPTIONS\n"
         "    --json          print {\"ok\": ..., \"checks\": [{\"name\", \"status\", \"reason\", \"fix\"}]}\n"
         "    --config FILE   read this configuration\n"
-        "    --help          print this text\n"
+        "    -h, --help      print this text\n"
         "\n"
         "EXIT STATUS\n"
         "    0  workspaces can be used, perhaps with warnings\n"
@@ -78,7 +78,7 @@ static int run(struct cli *cli, int argc, char **argv) {
         struct finding f = {0};
         int opt, status;
 
-        while ((opt = cli_option(cli, &cmd_check, argc, argv, "", options, &status)) != -1) {
+        while ((opt = cli_option(cli, &cmd_check, argc, argv, "h", options, &status)) != -1) {
                 if (opt == CLI_OPTION_EXIT)
                         return status;
                 list = list ? list : json_array();

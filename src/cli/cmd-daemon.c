@@ -20,7 +20,7 @@ static const char help[] =
         "\n"
         "OPTIONS\n"
         "    --config FILE   read this configuration\n"
-        "    --help          print this text\n"
+        "    -h, --help      print this text\n"
         "\n"
         "FILES\n"
         "    <state_dir>/agentiso.sock   where clients connect; only the same user and root may\n"
@@ -41,7 +41,7 @@ static int run(struct cli *cli, int argc, char **argv) {
         _cleanup_error_ struct error err = ERROR_INIT;
         int status;
 
-        if (cli_option(cli, &cmd_daemon, argc, argv, "", options, &status) == CLI_OPTION_EXIT)
+        if (cli_option(cli, &cmd_daemon, argc, argv, "h", options, &status) == CLI_OPTION_EXIT)
                 return status;
         if (optind < argc)
                 return cli_usage(&cmd_daemon, "unexpected argument '%s'", argv[optind]);

@@ -35,7 +35,7 @@ static const char help[] =
         "OPTIONS\n"
         "    --json          list as JSON\n"
         "    --config FILE   read this configuration\n"
-        "    --help          print this text\n"
+        "    -h, --help      print this text\n"
         "\n"
         "EXIT STATUS\n"
         "    0  done\n"
@@ -172,7 +172,7 @@ static int run(struct cli *cli, int argc, char **argv) {
         bool json = false;
         int opt, status;
 
-        while ((opt = cli_option(cli, &cmd_image, argc, argv, "", options, &status)) != -1) {
+        while ((opt = cli_option(cli, &cmd_image, argc, argv, "h", options, &status)) != -1) {
                 if (opt == CLI_OPTION_EXIT)
                         return status;
                 json = true;

@@ -25,7 +25,7 @@ static const char help[] =
         "OPTIONS\n"
         "    -n, --lines LINES   so many lines of each log, 1 to 10000 (100)\n"
         "    --config FILE       read this configuration\n"
-        "    --help              print this text\n"
+        "    -h, --help          print this text\n"
         "\n"
         "EXIT STATUS\n"
         "    0  printed\n"
@@ -75,7 +75,7 @@ static int run(struct cli *cli, int argc, char **argv) {
         uint64_t lines = 100;
         int opt, status;
 
-        while ((opt = cli_option(cli, &cmd_logs, argc, argv, "n:", options, &status)) != -1) {
+        while ((opt = cli_option(cli, &cmd_logs, argc, argv, "hn:", options, &status)) != -1) {
                 if (opt == CLI_OPTION_EXIT)
                         return status;
                 if (parse_u64(optarg, &lines) < 0 || lines < 1 || lines > LINES_MAX)
@@ -86,6 +86,11 @@ static int run(struct cli *cli, int argc, char **argv) {
         if (cli_config(cli, &cfg) < 0)
                 return CLI_FAILED;
         int r = show(&cfg, argv[optind], (int64_t) lines, &err);
+        if (r < 0 && err.code == ERROR_NOT_FOUND) {
+                /* What the tool says is for a client that has tools. */
+                fprintf(stderr, "agentiso: there is no workspace '%s'\n`agentiso status` lists them.\n", argv[optind]);
+                return CLI_FAILED;
+        }
         if (r < 0) {
                 cli_fail(&err);
                 return client_no_daemon(r) && err.code == ERROR_NOT_RUNNING ? CLI_NOT_RUNNING : CLI_FAILED;

@@ -20,7 +20,7 @@ static const char help[] =
         "OPTIONS\n"
         "    --client CLIENT   claude, codex, opencode or gemini\n"
         "    --config FILE     have the client start agentiso with this configuration\n"
-        "    --help            print this text\n"
+        "    -h, --help        print this text\n"
         "\n"
         "EXIT STATUS\n"
         "    0  printed\n"
@@ -130,7 +130,7 @@ static int run(struct cli *cli, int argc, char **argv) {
         int (*print)(json_t *) = print_generic;
         int opt, status;
 
-        while ((opt = cli_option(cli, &cmd_mcp_config, argc, argv, "", options, &status)) != -1) {
+        while ((opt = cli_option(cli, &cmd_mcp_config, argc, argv, "h", options, &status)) != -1) {
                 if (opt == CLI_OPTION_EXIT)
                         return status;
                 print = NULL;

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/signalfd.h>
+#include <unistd.h>
 
 #include "cli/cli.h"
 #include "cli/proxy.h"
@@ -22,9 +24,13 @@ static const char help[] =
         "    When the daemon dies, the calls that were running get an error, and the next message of the client\n"
         "    starts a new daemon, which finds the workspaces as they were. Workspaces run on when the client leaves.\n"
         "\n"
+        "    After an upgrade of agentiso a daemon that runs already goes on with the old program; a message on "
+        "standard\n"
+        "    error says so. `agentiso stop` ends it.\n"
+        "\n"
         "OPTIONS\n"
         "    --config FILE   read this configuration, and have a daemon that is started read it\n"
-        "    --help          print this text\n"
+        "    -h, --help      print this text\n"
         "\n"
         "FILES\n"
         "    <state_dir>/agentiso.sock   the daemon's socket\n"
@@ -59,7 +65,7 @@ static int run(struct cli *cli, int argc, char **argv) {
         struct proxy proxy;
         int status;
 
-        if (cli_option(cli, &cmd_serve, argc, argv, "", options, &status) == CLI_OPTION_EXIT)
+        if (cli_option(cli, &cmd_serve, argc, argv, "h", options, &status) == CLI_OPTION_EXIT)
                 return status;
         if (optind < argc)
                 return cli_usage(&cmd_serve, "unexpected argument '%s'", argv[optind]);
@@ -72,6 +78,10 @@ static int run(struct cli *cli, int argc, char **argv) {
                 error_set_errno(&err, errno, "cannot set up the standard streams");
                 return cli_fail(&err);
         }
+        if (isatty(STDIN_FILENO))
+                fputs("agentiso serve waits for an MCP client on standard input, and is meant to be started by one: "
+                      "`agentiso mcp-config` prints how. Ctrl-C ends it.\n",
+                      stderr);
         proxy_init(&proxy, cli->config_path, STDIN_FILENO, out, signals);
         proxy_run(&proxy);
         proxy_clear(&proxy);

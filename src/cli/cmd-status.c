@@ -24,7 +24,7 @@ static const char help[] =
         "    --json          print {\"daemon_pid\": ..., \"workspaces\": [...]}, each as workspace_list and\n"
         "                    workspace_info give it\n"
         "    --config FILE   read this configuration\n"
-        "    --help          print this text\n"
+        "    -h, --help      print this text\n"
         "\n"
         "EXIT STATUS\n"
         "    0  printed\n"
@@ -121,7 +121,7 @@ static void print_table(json_t *all) {
         static const char *const titles[_COLUMN_MAX] = {"NAME", "ID", "STATE",  "CPUS", "MEMORY",
                                                         "DISK", "IP", "UPTIME", "OWNER"};
         size_t n = json_array_size(all), width[_COLUMN_MAX];
-        char(*rows)[_COLUMN_MAX][CELL_MAX] = calloc(n + 1, sizeof *rows);
+        char(*rows)[_COLUMN_MAX][CELL_MAX] = calloc(n + 1, sizeof(*rows));
 
         if (!rows)
                 return;
@@ -151,7 +151,7 @@ static int run(struct cli *cli, int argc, char **argv) {
         bool json = false;
         int opt, status;
 
-        while ((opt = cli_option(cli, &cmd_status, argc, argv, "", options, &status)) != -1) {
+        while ((opt = cli_option(cli, &cmd_status, argc, argv, "h", options, &status)) != -1) {
                 if (opt == CLI_OPTION_EXIT)
                         return status;
                 json = true;

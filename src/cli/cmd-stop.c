@@ -33,7 +33,7 @@ static const char help[] =
         "OPTIONS\n"
         "    --all           shut down all workspaces too\n"
         "    --config FILE   read this configuration\n"
-        "    --help          print this text\n"
+        "    -h, --help      print this text\n"
         "\n"
         "EXIT STATUS\n"
         "    0  done\n"
@@ -127,7 +127,7 @@ static int run(struct cli *cli, int argc, char **argv) {
         bool all = false;
         int opt, status;
 
-        while ((opt = cli_option(cli, &cmd_stop, argc, argv, "", options, &status)) != -1) {
+        while ((opt = cli_option(cli, &cmd_stop, argc, argv, "h", options, &status)) != -1) {
                 if (opt == CLI_OPTION_EXIT)
                         return status;
                 all = true;

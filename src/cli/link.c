@@ -1,17 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <poll.h>
 #include <string.h>
 
 #include "base/io.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/process.h"
+#include "base/str.h"
 #include "cli/proxy.h"
+#include "cli/upgrade.h"
 
 /* A connect that has to wait for room in the daemon's backlog holds the loop up for no longer than this. */
 #define CONNECT_MS 100
 
-/* Answers a request of the client in the daemon's stead. `id` is raw JSON, used as it came. */
+/* Answers a request of the client in the daemon's stead. `id` is raw JSON, used as it came. The hint is part of the
+ * message too, which is all that most clients show. */
 static void answer(struct proxy *p, const char *id, const char *message, const char *hint, const char *reason) {
-        _cleanup_json_ json_t *error = json_pack("{s:i, s:s, s:{s:s, s:s, s:s*}}", "code", -32603, "message", message,
+        _cleanup_free_ char *text = hint ? str_printf("%s. %s", message, hint) : strdup(message);
+        _cleanup_json_ json_t *error = json_pack("{s:i, s:s, s:{s:s, s:s, s:s*}}", "code", -32603, "message", text,
                                                  "data", "code", "internal", "reason", reason, "hint", hint);
         _cleanup_buf_ struct buf line = BUF_INIT(64 * 1024);
 
@@ -56,6 +62,7 @@ static void link_up(struct proxy *p, int fd) {
         p->link = LINK_UP;
         p->mid_line = false;
         launcher_clear(&p->launcher);
+        upgrade_warn(fd);
 
         /* What an earlier daemon was told of the client, this one must hear again before anything else. */
         if (!p->initialize || p->initialize_begin >= p->written)
@@ -65,6 +72,19 @@ static void link_up(struct proxy *p, int fd) {
             (p->initialized && p->initialized_begin < p->written &&
              queue_append(&p->replay, p->initialized, strlen(p->initialized)) < 0))
                 p->left = true;
+}
+
+/* Whether the daemon that listens has ended. A program that it was about to start when it was killed holds its fds for
+ * a moment more, and a client that gets into that backlog is served by nobody. */
+static bool listener_is_dead(int fd) {
+        struct op now = op_timeout(0);
+        pid_t pid;
+        uid_t uid;
+
+        if (unix_peer(fd, &pid, &uid) < 0 || pid <= 0)
+                return false;
+        _cleanup_close_ int pidfd = pidfd_of(pid);
+        return pidfd == -ESRCH || (pidfd >= 0 && wait_fd(pidfd, POLLIN, &now) > 0);
 }
 
 /* 1 when connected, 0 when nobody listens, or a negative errno. */
@@ -79,6 +99,10 @@ static int try_connect(struct proxy *p, struct error *err) {
                 return 0;
         if (fd < 0)
                 return error_set_errno(err, fd, "cannot connect to the daemon at %s", path);
+        if (listener_is_dead(fd)) {
+                close_fd(fd);
+                return 0;
+        }
         link_up(p, fd);
         return 1;
 }

@@ -23,8 +23,13 @@ static int print_help(void) {
         printf("\n"
                "OPTIONS\n"
                "    --config FILE   read this configuration (also: AGENTISO_CONFIG)\n"
-               "    --help          print this text\n"
-               "    --version       print the version\n"
+               "    -h, --help      print this text\n"
+               "    -V, --version   print the version\n"
+               "\n"
+               "FIRST STEPS\n"
+               "    agentiso image build   make the kernel and the base image\n"
+               "    agentiso check         say what this machine still lacks, if anything\n"
+               "    agentiso mcp-config    print how to have an MCP client start `agentiso serve`\n"
                "\n"
                "ENVIRONMENT\n"
                "    AGENTISO_CONFIG      the configuration file, where --config is not given\n"
@@ -35,13 +40,14 @@ static int print_help(void) {
 }
 
 static const struct command *find_command(const char *name) {
-        const char *names[ARRAY_SIZE(commands)];
+        const char *names[ARRAY_SIZE(commands) + 1];
 
         for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
                 if (str_eq(commands[i]->name, name))
                         return commands[i];
                 names[i] = commands[i]->name;
         }
+        names[ARRAY_SIZE(commands)] = "help";
         const char *nearest = str_nearest(name, names, ARRAY_SIZE(names));
         fprintf(stderr, "agentiso: unknown command '%s'", name);
         if (nearest)
@@ -76,8 +82,11 @@ int main(int argc, char **argv) {
         int opt;
 
         fill_standard_fds();
+        char name[64] = "agentiso";
+        if (argc > 0)
+                argv[0] = name; /* getopt's messages begin with it */
         /* "+": stop at the command, what follows is its own. */
-        while ((opt = getopt_long(argc, argv, "+", options, NULL)) != -1)
+        while ((opt = getopt_long(argc, argv, "+hV", options, NULL)) != -1)
                 switch (opt) {
                 case 'c':
                         cli.config_path = optarg;
@@ -102,6 +111,8 @@ int main(int argc, char **argv) {
         const struct command *cmd = find_command(argv[0]);
         if (!cmd)
                 return CLI_USAGE;
+        (void) snprintf(name, sizeof(name), "agentiso %s", cmd->name);
+        argv[0] = name;
         optind = 0; /* glibc: scan a new vector from its beginning */
         return cmd->run(&cli, argc, argv);
 }

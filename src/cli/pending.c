@@ -17,7 +17,7 @@ void pending_add(struct pending *p, const char *id, uint64_t begin) {
                 return;
         if (p->n == p->cap) {
                 size_t cap = MAX(p->cap * 2, (size_t) 16);
-                struct pending_request *v = reallocarray(p->v, cap, sizeof *v);
+                struct pending_request *v = reallocarray(p->v, cap, sizeof(*v));
                 if (!v)
                         return;
                 p->v = v;
@@ -31,7 +31,7 @@ void pending_add(struct pending *p, const char *id, uint64_t begin) {
 static char *take_at(struct pending *p, size_t i) {
         char *id = p->v[i].id;
 
-        memmove(&p->v[i], &p->v[i + 1], (p->n - i - 1) * sizeof *p->v);
+        memmove(&p->v[i], &p->v[i + 1], (p->n - i - 1) * sizeof(*p->v));
         p->n--;
         return id;
 }

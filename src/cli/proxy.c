@@ -57,7 +57,7 @@ static void client_message(void *arg, const struct scan_message *m) {
                 pending_add(&p->pending, m->id, p->line_begin);
                 if (str_eq(m->method, "\"initialize\"")) {
                         p->line_is_initialize = true;
-                        memcpy(p->initialize_id, m->id, sizeof p->initialize_id);
+                        memcpy(p->initialize_id, m->id, sizeof(p->initialize_id));
                 }
         } else if (str_eq(m->method, "\"notifications/initialized\"")) {
                 p->line_is_initialized = true;
@@ -143,7 +143,7 @@ static void begin_ending(struct proxy *p) {
 static void read_client(struct proxy *p) {
         char chunk[PROXY_CHUNK];
 
-        ssize_t n = read(p->in, chunk, sizeof chunk);
+        ssize_t n = read(p->in, chunk, sizeof(chunk));
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
                 return;
         if (n <= 0) {
@@ -157,7 +157,7 @@ static void read_client(struct proxy *p) {
 static void read_daemon(struct proxy *p) {
         char chunk[PROXY_CHUNK];
 
-        ssize_t n = read(p->daemon, chunk, sizeof chunk);
+        ssize_t n = read(p->daemon, chunk, sizeof(chunk));
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
                 return;
         if (n <= 0)
@@ -212,7 +212,7 @@ static void write_client(struct proxy *p) {
 static void read_signal(struct proxy *p) {
         struct signalfd_siginfo info;
 
-        if (read(p->signals, &info, sizeof info) == sizeof info)
+        if (read(p->signals, &info, sizeof(info)) == sizeof(info))
                 begin_ending(p);
 }
 

@@ -26,7 +26,7 @@ static void begin_key(struct scan *s) {
 }
 
 static void key_byte(struct scan *s, char c) {
-        if (s->key_len < sizeof s->key - 1) {
+        if (s->key_len < sizeof(s->key) - 1) {
                 s->key[s->key_len++] = c;
                 s->key[s->key_len] = 0;
         } else {

@@ -46,7 +46,7 @@ static int parse_cidr(const char *value, uint32_t *ret_network, unsigned *ret_pr
         uint64_t prefix_len;
         struct in_addr in;
 
-        if (!slash || (size_t) (slash - value) >= sizeof address || parse_u64(slash + 1, &prefix_len) < 0)
+        if (!slash || (size_t) (slash - value) >= sizeof(address) || parse_u64(slash + 1, &prefix_len) < 0)
                 return -EINVAL;
         memcpy(address, value, (size_t) (slash - value));
         address[slash - value] = 0;

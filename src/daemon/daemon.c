@@ -81,7 +81,7 @@ static int serve_clients(int signals, int listener, struct mcp_server *server, s
                 pause = -1;
                 if (fds[0].revents) {
                         struct signalfd_siginfo info;
-                        if (read(signals, &info, sizeof info) == sizeof info)
+                        if (read(signals, &info, sizeof(info)) == sizeof(info))
                                 return (int) info.ssi_signo;
                 }
                 if (fds[1].revents && accept_client(listener, server) < 0) {
@@ -107,7 +107,8 @@ static int run_server(int signals, int listener, struct engine *engine, struct e
         if (r > 0)
                 log_info("daemon ends", "signal", strsignal(r));
         struct op op = op_timeout(DAEMON_CLOSE_MS);
-        mcp_server_close(server, &op);
+        if (!mcp_server_close(server, &op))
+                engine_abandon(engine);
         return r < 0 ? r : 0;
 }
 
@@ -129,6 +130,9 @@ int daemon_run(const struct config *cfg, struct error *err) {
         int r = engine_open(&engine, cfg, err);
         if (r < 0)
                 return r;
+        /* Under the lock: what is there is left from an earlier daemon, even if something still holds its listener. */
+        if (unlink(socket_path) < 0 && errno != ENOENT)
+                return error_set_errno(err, errno, "cannot remove %s", socket_path);
         /* Clients that come while the past is being tidied up wait in the backlog. */
         listener = unix_listen(socket_path, DAEMON_BACKLOG);
         if (listener < 0)

@@ -70,3 +70,7 @@ void engine_close(struct engine *e) {
         close_fd(e->lock); /* last: from here on the next daemon may start */
         *e = ENGINE_INIT;
 }
+
+void engine_abandon(struct engine *e) {
+        *e = ENGINE_INIT;
+}

@@ -23,4 +23,7 @@ struct engine {
 int engine_open(struct engine *e, const struct config *cfg, struct error *err);
 /* Closes what is open; VMs run on. */
 void engine_close(struct engine *e);
+/* Leaves everything as it is because threads still use it: the process ends now, and the next daemon finds all of it as
+ * after a kill. */
+void engine_abandon(struct engine *e);
 #define _cleanup_engine_ _cleanup_(engine_close)

@@ -70,7 +70,7 @@ static int begin(struct probe *p) {
 }
 
 int probe_new(const struct config *cfg, struct probe **ret, struct error *err) {
-        struct probe *p = calloc(1, sizeof *p);
+        struct probe *p = calloc(1, sizeof(*p));
 
         if (!p)
                 return -ENOMEM;

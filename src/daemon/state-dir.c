@@ -48,7 +48,7 @@ static void write_name(int fd) {
 
         if (proc_id_read(getpid(), &id) < 0)
                 return;
-        int n = snprintf(text, sizeof text, "%d %" PRIu64 " %s\n", (int) id.pid, id.start_ticks, id.boot_id);
+        int n = snprintf(text, sizeof(text), "%d %" PRIu64 " %s\n", (int) id.pid, id.start_ticks, id.boot_id);
         if (ftruncate(fd, 0) == 0 && pwrite(fd, text, (size_t) n, 0) < 0)
                 return;
 }

@@ -32,13 +32,18 @@ static int push_text(json_t *content, json_t *text) {
 json_t *dispatch_error_result(const struct error *e) {
         const char *message = error_message(e);
         size_t len = strlen(message);
-        bool ended = len > 0 && strchr(".?!", message[len - 1]);
+        while (len > 0 && message[len - 1] == '\n')
+                len--;
+        /* What stands on lines of its own is quoted: no full stop is set behind it, and the hint begins a new line. */
+        bool lines = memchr(message, '\n', len), ended = lines || (len > 0 && strchr(".?!", message[len - 1]));
         _cleanup_buf_ struct buf raw = BUF_INIT(RPC_MESSAGE_MAX / 4), text = BUF_INIT(RPC_MESSAGE_MAX / 2);
         _cleanup_json_ json_t *result = json_object(), *content = json_array(), *meta = json_object();
 
-        int r = buf_printf(&raw, "%s%s", message, ended ? "" : ".");
+        int r = buf_append(&raw, message, len);
+        if (r == 0 && !ended)
+                r = buf_append_byte(&raw, '.');
         if (r == 0 && e->hint)
-                r = buf_printf(&raw, " %s", e->hint);
+                r = buf_printf(&raw, "%c%s", lines ? '\n' : ' ', e->hint);
         /* The message may quote what a guest said. */
         if (r == 0)
                 r = utf8_sanitize(&text, raw.data, raw.len, NULL);
@@ -128,13 +133,21 @@ static json_t *render(const struct tool_entry *entry, const struct tool_result *
 static int check_args(const struct tool_entry *entry, const json_t *args, json_t *warnings, json_t **ret,
                       struct error *err) {
         int r = schema_check_args(entry->input, args, warnings, ret, err);
-        if (r >= 0 || !err || err->code != ERROR_INVALID_ARGUMENT)
+        if (r < 0 ? err->code != ERROR_INVALID_ARGUMENT : json_array_size(warnings) == 0)
                 return r;
 
         _cleanup_buf_ struct buf keys = BUF_INIT(4096);
+        if (schema_list_keys(entry->input, &keys) < 0 || keys.len == 0)
+                return r;
+        _cleanup_free_ char *list = str_printf("Arguments of %s: %s.", entry->tool->name, keys.data);
+        if (!list)
+                return r;
+        if (r >= 0)
+                return json_push(warnings, json_string(list)) < 0
+                               ? error_set_errno(err, ENOMEM, "Cannot read the arguments")
+                               : r;
         _cleanup_free_ char *first = err->hint ? str_printf("%s ", err->hint) : NULL;
-        if (schema_list_keys(entry->input, &keys) == 0 && keys.len > 0)
-                error_hint(err, "%sArguments of %s: %s.", first ? first : "", entry->tool->name, keys.data);
+        error_hint(err, "%s%s", first ? first : "", list);
         return r;
 }
 

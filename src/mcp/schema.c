@@ -16,6 +16,7 @@
 #define MATCH_DEPTH_LIMIT 1000u
 #define MATCH_HEAP_LIMIT_KIB 1024u
 #define SHOWN_VALUE_MAX 60u                 /* bytes of a wrong value that its message quotes */
+#define PART_MIN 3u                         /* characters of a part by which a name may be meant */
 #define PATH_MAX_LEN 200u                   /* bytes of the name of a nested value */
 #define DOUBLE_EXACT_MAX 9007199254740992.0 /* 2^53 */
 
@@ -259,11 +260,14 @@ static int describe(const struct schema *s, struct buf *out) {
                 r = buf_printf(out, " of at least %.0f", s->min);
         else if (r == 0 && isfinite(s->max))
                 r = buf_printf(out, " of at most %.0f", s->max);
+        bool absolute = s->pattern && str_eq(s->pattern_text, "^/");
+        if (r == 0 && absolute)
+                r = buf_append_str(out, " that begins with \"/\"");
         if (r == 0 && s->min_len > 0)
                 r = buf_append_str(out, s->min_len == 1 ? " that is not empty" : " that is longer");
         if (r == 0 && s->max_len != SIZE_MAX)
                 r = buf_printf(out, " of at most %zu characters", s->max_len);
-        if (r == 0 && s->pattern)
+        if (r == 0 && s->pattern && !absolute)
                 r = buf_printf(out, " matching %s", s->pattern_text);
         if (r == 0 && s->max_items != SIZE_MAX)
                 r = buf_printf(out, " of %zu to %zu items", s->min_items, s->max_items);
@@ -450,6 +454,22 @@ int schema_check(const struct schema *s, const json_t *value, struct error *err)
         return check(s, "", value, err);
 }
 
+/* The name that a shorter one is a part of, if it is the only one: "timeout" for timeout_secs. */
+static const char *name_with_part(const char *part, const char *const *names, size_t n) {
+        const char *found = NULL;
+
+        if (strlen(part) < PART_MIN)
+                return NULL;
+        for (size_t i = 0; i < n; i++) {
+                if (!strstr(names[i], part))
+                        continue;
+                if (found)
+                        return NULL;
+                found = names[i];
+        }
+        return found;
+}
+
 static int warn_unknown(const struct schema *s, const char *key, json_t *warnings) {
         const char *names[64];
         size_t n = MIN(s->n_properties, ARRAY_SIZE(names));
@@ -457,6 +477,8 @@ static int warn_unknown(const struct schema *s, const char *key, json_t *warning
         for (size_t i = 0; i < n; i++)
                 names[i] = s->properties[i].name;
         const char *nearest = str_nearest(key, names, n);
+        if (!nearest)
+                nearest = name_with_part(key, names, n);
         int shown = (int) utf8_floor(key, MIN(strlen(key), (size_t) SHOWN_VALUE_MAX));
         _cleanup_free_ char *text =
                 nearest ? str_printf("Unknown argument \"%.*s\" was ignored: did you mean \"%s\"?", shown, key, nearest)

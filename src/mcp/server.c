@@ -92,9 +92,9 @@ int mcp_server_add(struct mcp_server *server, int fd, struct error *err) {
         return 0;
 }
 
-void mcp_server_close(struct mcp_server *s, const struct op *op) {
+bool mcp_server_close(struct mcp_server *s, const struct op *op) {
         if (!s)
-                return;
+                return true;
         bool all_gone;
         {
                 LOCK(&s->lock);
@@ -110,6 +110,7 @@ void mcp_server_close(struct mcp_server *s, const struct op *op) {
         pthread_join(s->ticker, NULL);
         if (all_gone)
                 server_free(s);
-        else /* Their threads still use it; the process is about to end. */
+        else
                 log_warn("some tool calls did not end in time");
+        return all_gone;
 }

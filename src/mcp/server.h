@@ -27,8 +27,10 @@ int mcp_server_new(struct core *core, const struct tool_group *const *groups, st
                    struct error *err);
 /* Takes over a connected stream socket (also on failure) and serves it on threads of its own. */
 int mcp_server_add(struct mcp_server *s, int fd, struct error *err);
-/* Ends all connections, cancels and waits for their calls (bounded by op), frees the server. */
-void mcp_server_close(struct mcp_server *s, const struct op *op);
+/* Ends all connections, cancels and waits for their calls (bounded by op). True: all have ended and the server is
+ * freed. False: some still run and use the server and the core; the caller must leave both alone and end the process.
+ */
+bool mcp_server_close(struct mcp_server *s, const struct op *op);
 
 /* The exact bytes of tools/list's "tools" array, for the documentation generator and the tests. */
 int mcp_tools_json(const struct tool_group *const *groups, json_t **ret, struct error *err);

@@ -33,11 +33,16 @@ static const char instructions[] =
         "Usual course: workspace_create once, keep the workspace_id (the name works too), many exec and file calls, "
         "workspace_destroy at the end. Before creating, workspace_list shows what earlier sessions left; "
         "workspace_start takes a stopped one up again, with its disk as it was.\n"
+        "A workspace has no internet unless workspace_create allows it. debian-dev, the usual image, has git, Python, "
+        "C "
+        "and C++ compilers, make, curl, jq and ripgrep; /workspace is there for your files.\n"
         "exec waits for the command and returns exit_code, stdout and stderr; a non-zero exit is a normal result. Give "
         "timeout_secs for anything that may take longer than two minutes. At the timeout everything that the command "
-        "started is killed and the output so far comes back. For a server or a very long job, start it detached "
-        "(setsid sh -c '...' >/tmp/log 2>&1 &), then look at the log with later calls. Independent calls may run in "
-        "parallel, in one workspace or in several.\n"
+        "started is killed and the output so far comes back. A call that your client gives up on ends its command too; "
+        "some "
+        "clients do so after a minute. Start a server or a job of many minutes detached (setsid sh -c '...' >/tmp/log "
+        "2>&1 &), then look at the log with later calls. Independent calls may run in parallel, in one workspace or in "
+        "several.\n"
         "An error says what was wrong and which call to make next.";
 
 /* Off the list, so that mcp_server_close() does not find it any more; false if it never was on it. */
@@ -208,9 +213,9 @@ static void on_tools_call(const struct request *rq) {
         }
         const struct tool_entry *entry = registry_find(&rq->s->server->registry, name, &nearest);
         if (!entry) {
-                fail(rq, RPC_INVALID_PARAMS, "Unknown tool \"%.*s\"%s%s%s. tools/list names all tools",
+                fail(rq, RPC_INVALID_PARAMS, "Unknown tool \"%.*s\"%s%s%s tools/list names all tools",
                      (int) utf8_floor(name, MIN(strlen(name), (size_t) TEXT_SHOWN)), name,
-                     nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "");
+                     nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : ".");
                 return;
         }
         if (args && !json_is_object(args) && !json_is_null(args)) {

@@ -23,7 +23,7 @@ enum tool_access {
         TOOL_ACCESS_NONE,           /* no workspace_id argument */
         TOOL_ACCESS_READ,           /* workspace_id of anybody */
         TOOL_ACCESS_OWNER,          /* workspace_id of the caller; an orphan is adopted */
-        TOOL_ACCESS_OWNER_NO_ADOPT, /* the caller's, or an orphan, which stays one (destroy) */
+        TOOL_ACCESS_OWNER_NO_ADOPT, /* the caller's alone; an orphan must be adopted by another call first (destroy) */
 };
 
 struct tool_call {

@@ -17,6 +17,15 @@ static int get_agent(const struct tool_call *call, struct agent **ret, struct er
         return ws_agent(call->core, call->workspace_id, call->op, ret, err);
 }
 
+/* Where to look for what is not there. Returns r. */
+static int explain_not_found(int r, const char *path, struct error *err) {
+        const char *slash = strrchr(path, '/');
+
+        if (r < 0 && err->code == ERROR_NOT_FOUND && !err->hint && slash)
+                error_hint(err, "file_list of %.*s shows what is there.", (int) MAX(slash - path, 1), path);
+        return r;
+}
+
 struct read_request {
         struct agent_read_args args;
         bool base64;
@@ -123,7 +132,18 @@ static int describe_read(const struct read_request *rq, const struct shown *s, u
                 return -ENOMEM;
         if (rq->args.start_line == 0 && json_put(meta, "offset", json_integer((json_int_t) first)) < 0)
                 return -ENOMEM;
-        return s->truncated ? describe_rest(rq, s, size, ret) : 0;
+        if (s->truncated)
+                return describe_rest(rq, s, size, ret);
+        if (s->len > 0 || size == 0 || (first == 0 && rq->args.start_line <= 1))
+                return 0;
+        /* An empty answer alone would look like an empty file. */
+        if (rq->args.start_line > 0)
+                ret->note = str_printf("The file, of %" PRIu64 " bytes, ends before line %" PRIu64 ".", size,
+                                       rq->args.start_line);
+        else
+                ret->note = str_printf("The file has %" PRIu64 " bytes: there is nothing at offset %" PRIu64 ".", size,
+                                       first);
+        return ret->note ? 0 : -ENOMEM;
 }
 
 static int not_text(const char *path, struct error *err) {
@@ -169,7 +189,7 @@ static int file_read(const struct tool_call *call, struct tool_result *ret, stru
         data = BUF_INIT((size_t) rq.args.limit);
         r = agent_file_read(agent, &rq.args, call->op, &data, &res, err);
         if (r < 0)
-                return r;
+                return explain_not_found(r, rq.args.path, err);
         return rq.base64 ? show_base64(&rq, &data, &res, ret) : show_text(&rq, &data, &res, ret, err);
 }
 
@@ -240,7 +260,7 @@ static int file_edit(const struct tool_call *call, struct tool_result *ret, stru
         r = agent_file_edit(agent, path, old_text, strlen(old_text), new_text, strlen(new_text), all, call->op,
                             &replacements, &other, err);
         if (r < 0)
-                return r;
+                return explain_not_found(r, path, err);
         ret->value = json_pack("{s:s, s:I, s:I}", "path", path, "replacements", (json_int_t) replacements,
                                "other_matches", (json_int_t) other);
         return 0;
@@ -282,9 +302,11 @@ static int file_list(const struct tool_call *call, struct tool_result *ret, stru
                 r = json_get_int(call->args, "max_entries", &max_entries, err);
         if (r >= 0)
                 r = get_agent(call, &agent, err);
-        if (r >= 0)
+        if (r >= 0) {
                 r = agent_file_list(agent, path, recursive, (unsigned) max_entries, call->op, &entries, &truncated,
                                     err);
+                r = explain_not_found(r, path, err);
+        }
         if (r >= 0)
                 r = count_fitting(entries, &fitting);
         if (r < 0)

@@ -39,7 +39,7 @@ static int check_range(const char *what, unsigned value, unsigned min, unsigned 
         } else if (value > max) {
                 r = error_set(err, ERROR_QUOTA_EXCEEDED, "%s %u is above the limit of %u for one workspace", what,
                               value, max);
-                error_hint(err, "Ask for %s %u or less; max_%s in the server's configuration is the limit.", what, max,
+                error_hint(err, "Ask for %s %u or less; limits.%s in the configuration sets the limit.", what, max,
                            what);
         }
         return r;
@@ -134,8 +134,8 @@ static int check_count_locked(struct core *core, struct error *err) {
                 return 0;
         int r = error_set(err, ERROR_QUOTA_EXCEEDED, "There are %zu workspaces, and the limit is %u",
                           core->n_workspaces, max);
-        error_hint(err, "Destroy one that is not needed (workspace_list, workspace_destroy); max_workspaces in the "
-                        "server's configuration is the limit.");
+        error_hint(err, "Destroy one that is not needed (workspace_list, workspace_destroy); limits.workspaces in the "
+                        "configuration sets the limit.");
         return r;
 }
 

@@ -46,13 +46,14 @@ void core_owner_gone(struct core *core, const char *owner) {
 
 static int fail_not_owner(const char *name, struct error *err) {
         int r = error_set(err, ERROR_NOT_OWNER, "Workspace \"%s\" belongs to another client that is connected", name);
-        error_hint(err, "Make your own with workspace_create, or take it over with workspace_adopt and force.");
+        error_hint(err, "Make your own with workspace_create. When that client has gone, the next call that uses it "
+                        "adopts it.");
         return r;
 }
 
 static int fail_orphan(const char *name, struct error *err) {
         int r = error_set(err, ERROR_NOT_OWNER, "Workspace \"%s\" belongs to a client that is gone", name);
-        error_hint(err, "Adopt it first: any call that uses it does, or workspace_adopt.");
+        error_hint(err, "Adopt it first: any call that uses it does, workspace_start for example.");
         return r;
 }
 

@@ -50,15 +50,19 @@ int ws_start(struct core *core, const char *ref, const struct op *op, struct ws_
         return 0;
 }
 
-/* From running to stopped. Once begun it goes to its end: a cancelled op only makes it less gentle. */
+/* From running to stopped. Once begun it goes to its end, gently also for a caller who has left: it takes a few seconds
+ * at most (vm_stop()), and a kill would lose what the guest has not written yet. */
 static int stop(struct workspace *ws, const struct op *op, struct error *err) {
         _cleanup_error_ struct error gentle = ERROR_INIT;
+        struct op whole = *op;
+
+        whole.cancel = NULL;
 
         int r = workspace_move(ws, WS_STOPPING, NULL, err);
         if (r < 0)
                 return r;
         op_progress(op, "stopping");
-        if (vm_stop(ws->vm, op, &gentle) < 0)
+        if (vm_stop(ws->vm, &whole, &gentle) < 0)
                 log_warn("A virtual machine did not stop by itself", "workspace", ws->id, "error",
                          error_message(&gentle));
         workspace_kill_vm(ws);

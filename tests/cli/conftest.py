@@ -70,9 +70,14 @@ class Host:
         return child
 
     def kill_daemon(self):
+        """Kills the daemon and waits for the end of its last thread: until then its listener may still take a client,
+        which nobody serves."""
         pid = wait_for(self.daemon_pid)
+        pidfd = os.pidfd_open(pid)
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not alive(pid))
+        ended, _, _ = select.select([pidfd], [], [], 10)
+        os.close(pidfd)
+        assert ended, "the daemon lives on"
         return pid
 
     def close(self):

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -32,7 +33,7 @@ def test_starts_the_daemon_and_leaves_at_eof(host, serve):
     assert alive(pid), "the daemon outlives its client"
 
 
-def test_tells_of_a_daemon_from_before_an_upgrade(host, serve):
+def test_tells_of_a_daemon_from_before_an_upgrade(host):
     program = host.state / "agentiso"
     shutil.copy(AGENTISO, program)
     before = Serve(host, program=program)
@@ -331,6 +332,18 @@ def test_a_daemon_that_never_answers(host):
         assert "another process holds the lock" in answer["error"]["message"]
     time.sleep(1.1)
     serve.ping()
+
+
+def test_a_listener_that_outlives_its_daemon(host):
+    """As a program that the daemon was about to start holds it for a moment, when the daemon is killed just then."""
+    path = str(host.state / "agentiso.sock")
+    script = "import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); s.listen(9); s.detach()"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        subprocess.run([sys.executable, "-c", script, str(listener.fileno())], pass_fds=[listener.fileno()], check=True)
+        serve = Serve(host)
+        assert "result" in serve.initialize()
+        assert serve.rest() == (b"", 0)
 
 
 def test_log_is_rotated(host):

@@ -109,6 +109,15 @@ def test_what_is_not_there_is_named(shared_client, workspace, tool, options):
     with pytest.raises(ToolError) as caught:
         shared_client.call(tool, workspace_id=workspace, path="/no/such/thing", **options)
     assert caught.value.code == "not_found" and "/no/such/thing" in caught.value.text
+    assert "file_list of /no/such shows" in caught.value.text
+
+
+@pytest.mark.parametrize("options, where", [({"offset": 10}, "offset 10"), ({"start_line": 3}, "line 3")])
+def test_a_part_behind_the_end_is_not_taken_for_an_empty_file(shared_client, workspace, options, where):
+    shared_client.call("file_write", workspace_id=workspace, path="/tmp/two", content="1\n2\n")
+    result = shared_client.call_raw("file_read", workspace_id=workspace, path="/tmp/two", **options)
+    assert [c["text"] for c in result["content"][:1]] == [""]
+    assert where in result["content"][1]["text"] and "4 bytes" in result["content"][1]["text"]
 
 
 def test_a_relative_path_is_refused(shared_client, workspace):

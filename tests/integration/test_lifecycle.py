@@ -80,6 +80,17 @@ def test_a_clean_stop_leaves_a_clean_file_system(host):
     assert "recovery" not in console.lower(), console
 
 
+def test_a_cancelled_stop_loses_nothing(host):
+    client = host.client()
+    ws = client.call("workspace_create", name="stopping")["workspace_id"]
+    sh(client, ws, "dd if=/dev/urandom of=/root/blob bs=1M count=50 status=none; sha256sum /root/blob > /root/sum")
+    request_id, _ = client.start("tools/call", {"name": "workspace_stop", "arguments": {"workspace_id": ws}})
+    client.notify("notifications/cancelled", {"requestId": request_id})
+    wait_until(lambda: client.call("workspace_info", workspace_id=ws)["state"] in ("stopped", "running"))
+    assert client.call("workspace_start", workspace_id=ws)["state"] == "running"
+    assert sh(client, ws, "sha256sum -c /root/sum")["exit_code"] == 0
+
+
 def test_names(host):
     client = host.client()
     unnamed = client.call("workspace_create")

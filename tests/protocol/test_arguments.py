@@ -103,7 +103,7 @@ def test_an_unknown_argument_is_named_with_the_nearest(client, tool):
 
 
 @pytest.mark.parametrize("tool, key, meant", [
-    ("exec", "timeout", "timeout_secs"), ("workspace_create", "memory", "memory_mb"), ("file_read", "lines", None),
+    ("exec", "timeout", "timeout_secs"), ("workspace_create", "memory", "memory_mb"), ("file_read", "lin", None),
     ("exec", "output_bytes", "max_output_bytes"), ("exec", "e", None),
 ])
 def test_a_part_of_a_name_is_near(client, tool, key, meant):
@@ -122,7 +122,7 @@ def test_a_result_with_an_unknown_argument_names_the_known_ones(client):
 
 def test_a_relative_path_is_told_in_words(client):
     text = client.call("file_read", {"workspace_id": "x", "path": "src/a.c"})["content"][0]["text"]
-    assert 'beginning with "/"' in text and "^" not in text and '"src/a.c"' in text
+    assert 'that begins with "/"' in text and "^" not in text and '"src/a.c"' in text
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda t: t["name"])

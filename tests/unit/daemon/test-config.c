@@ -27,7 +27,7 @@ static const char *complaint(const char *text) {
         if (load(text, &cfg, &err) < 0) {
                 const char *m = error_message(&err);
                 size_t n = strlen(file);
-                snprintf(message, sizeof message, "%s", strncmp(m, file, n) == 0 ? m + n : m);
+                snprintf(message, sizeof(message), "%s", strncmp(m, file, n) == 0 ? m + n : m);
         }
         return message;
 }
@@ -96,7 +96,7 @@ static void test_networks(void) {
         char text[128];
 
         for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
-                snprintf(text, sizeof text, "[network]\ncidr = \"%s\"\n", bad[i]);
+                snprintf(text, sizeof(text), "[network]\ncidr = \"%s\"\n", bad[i]);
                 CHECK(strstr(complaint(text), ":2:1: 'network.cidr'"));
         }
         CHECK_STR(complaint("[network]\ncidr = \"10.0.0.0/8\"\n"), "");
@@ -184,7 +184,7 @@ static void test_example(void) {
         const struct config_key *keys = config_keys(&n);
         for (size_t i = 0; i < n; i++) {
                 char line[80];
-                snprintf(line, sizeof line, "\n#%s = ", strchr(keys[i].name, '.') + 1);
+                snprintf(line, sizeof(line), "\n#%s = ", strchr(keys[i].name, '.') + 1);
                 if (!strstr(example, line))
                         printf("# config.example.toml lacks %s\n", keys[i].name);
                 CHECK(strstr(example, line));
@@ -195,7 +195,7 @@ static void test_example(void) {
 int main(void) {
         if (!mkdtemp(dir))
                 return 1;
-        snprintf(file, sizeof file, "%s/config.toml", dir);
+        snprintf(file, sizeof(file), "%s/config.toml", dir);
         unsetenv("AGENTISO_STATE_DIR");
         unsetenv("AGENTISO_IMAGE_DIR");
         unsetenv("AGENTISO_CONFIG");

@@ -75,9 +75,9 @@ static void test_long_id(void) {
 
         memset(digits, '1', sizeof digits - 1);
         digits[sizeof digits - 1] = 0;
-        snprintf(line, sizeof line, "{\"id\":%s,\"method\":\"m\"}", digits);
+        snprintf(line, sizeof(line), "{\"id\":%s,\"method\":\"m\"}", digits);
         check_scan(line, "", "\"m\"", "");
-        snprintf(line, sizeof line, "{\"id\":%s,\"method\":\"m\"}", digits + 1);
+        snprintf(line, sizeof(line), "{\"id\":%s,\"method\":\"m\"}", digits + 1);
         check_scan(line, digits + 1, "\"m\"", "");
 }
 

@@ -63,7 +63,7 @@ static void test_lock(void) {
         CHECK_INT(holder.pid, getpid());
 
         CHECK_INT(state_dir_lock(dir, &second, &err), -EWOULDBLOCK);
-        snprintf(pid, sizeof pid, "(pid %d)", (int) getpid());
+        snprintf(pid, sizeof(pid), "(pid %d)", (int) getpid());
         CHECK(strstr(error_message(&err), pid));
         CHECK(err.hint && strstr(err.hint, "agentiso stop"));
         CHECK_INT(second, -1);

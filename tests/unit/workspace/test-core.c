@@ -244,7 +244,7 @@ static void test_owners(void) {
         /* The other one is refused while the first is there, and told what to do. */
         CHECK_INT(ws_authorize(f.core, "alpha", b, true, found, &adopted, &err), -EPERM);
         CHECK_INT(err.code, ERROR_NOT_OWNER);
-        CHECK(err.hint && strstr(err.hint, "workspace_adopt"));
+        CHECK(err.hint && strstr(err.hint, "adopts it"));
         {
                 _cleanup_ws_view_ struct ws_view mine = {0}, theirs = {0};
                 CHECK_INT(ws_get(f.core, "alpha", a, &mine, NULL), 0);
