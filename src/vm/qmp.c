@@ -10,7 +10,7 @@
 #include "base/json.h"
 #include "base/str.h"
 #include "base/thread.h"
-#include "vm/waiter.h"
+#include "base/waiter.h"
 
 #define READ_CHUNK (16u * 1024u)
 #define QMP_TEXT_MAX 500 /* bytes of QEMU's words that are shown */
@@ -217,20 +217,20 @@ static void forget_call(struct qmp *q, struct call *c) {
 
 /* Sends a command and waits; the reply is owned by the caller. *ret_why is set with -ENOTCONN. */
 static int exchange(struct qmp *q, json_t *command, const struct op *op, json_t **ret, const char **ret_why) {
-        struct vm_waiter w;
+        struct cond_waiter w;
         struct call c = {0};
 
-        vm_waiter_begin(&w, &q->lock, &q->changed, op);
+        cond_waiter_begin(&w, &q->lock, &q->changed, op);
         pthread_mutex_lock(&q->lock);
         int r = queue_call(q, &c, command);
         if (r >= 0) {
                 while (r >= 0 && !c.reply)
-                        r = q->lost ? -ENOTCONN : vm_waiter_sleep(&w);
+                        r = q->lost ? -ENOTCONN : cond_waiter_sleep(&w);
                 forget_call(q, &c);
         }
         *ret_why = q->lost_why;
         pthread_mutex_unlock(&q->lock);
-        vm_waiter_end(&w);
+        cond_waiter_end(&w);
 
         if (c.reply) { /* it may have come together with the deadline */
                 *ret = c.reply;
@@ -264,16 +264,16 @@ int qmp_call(struct qmp *q, const char *command, json_t *arguments, const struct
 }
 
 static int wait_greeting(struct qmp *q, const struct op *op, struct error *err) {
-        struct vm_waiter w;
+        struct cond_waiter w;
         int r = 0;
 
-        vm_waiter_begin(&w, &q->lock, &q->changed, op);
+        cond_waiter_begin(&w, &q->lock, &q->changed, op);
         pthread_mutex_lock(&q->lock);
         while (r >= 0 && !q->greeted)
-                r = q->lost ? -ENOTCONN : vm_waiter_sleep(&w);
+                r = q->lost ? -ENOTCONN : cond_waiter_sleep(&w);
         const char *why = q->lost_why;
         pthread_mutex_unlock(&q->lock);
-        vm_waiter_end(&w);
+        cond_waiter_end(&w);
         return r < 0 ? wait_error(r, why, "waiting for its greeting", err) : 0;
 }
 

@@ -12,8 +12,8 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "base/thread.h"
+#include "base/waiter.h"
 #include "vm/vm_private.h"
-#include "vm/waiter.h"
 
 /* After SIGKILL: how long the end is waited for. Longer than that only takes a process that hangs in the kernel. */
 #define KILL_WAIT_MS 10000
@@ -439,11 +439,11 @@ static int connect_agent(struct vm *vm, const struct op *op, struct agent **ret,
 
 /* Either a connection that is there, or the right to make one (*ret NULL), or an error. */
 static int agent_or_turn(struct vm *vm, const struct op *op, struct agent **ret, struct agent **ret_lost) {
-        struct vm_waiter w;
+        struct cond_waiter w;
         int r = 0;
 
         *ret = *ret_lost = NULL;
-        vm_waiter_begin(&w, &vm->lock, &vm->changed, op);
+        cond_waiter_begin(&w, &vm->lock, &vm->changed, op);
         pthread_mutex_lock(&vm->lock);
         while (r >= 0) {
                 if (vm->exited) {
@@ -456,10 +456,10 @@ static int agent_or_turn(struct vm *vm, const struct op *op, struct agent **ret,
                         *ret_lost = TAKE_PTR(vm->agent);
                         break;
                 } else
-                        r = vm_waiter_sleep(&w);
+                        r = cond_waiter_sleep(&w);
         }
         pthread_mutex_unlock(&vm->lock);
-        vm_waiter_end(&w);
+        cond_waiter_end(&w);
         return r;
 }
 

@@ -8,8 +8,8 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "base/thread.h"
+#include "base/waiter.h"
 #include "vm/vm_private.h"
-#include "vm/waiter.h"
 
 #define READ_CHUNK (16u * 1024u)
 /* Reads of an output after QEMU has ended: more than a socket or a pipe holds. */
@@ -135,16 +135,16 @@ void vm_watch_end(struct vm *vm) {
 }
 
 int vm_wait_exit(struct vm *vm, const struct op *op) {
-        struct vm_waiter w;
+        struct cond_waiter w;
         int r = 0;
 
-        vm_waiter_begin(&w, &vm->lock, &vm->changed, op);
+        cond_waiter_begin(&w, &vm->lock, &vm->changed, op);
         pthread_mutex_lock(&vm->lock);
         while (r >= 0 && !vm->exited)
-                r = vm_waiter_sleep(&w);
+                r = cond_waiter_sleep(&w);
         if (vm->exited)
                 r = 0;
         pthread_mutex_unlock(&vm->lock);
-        vm_waiter_end(&w);
+        cond_waiter_end(&w);
         return r;
 }

@@ -19,6 +19,7 @@
 #include <pthread.h>
 
 #include "base/thread.h"
+#include "base/waiter.h"
 #include "workspace/workspace.h"
 
 #define WS_MEMORY_MB_MIN 128             /* the kernel and a root file system need about 100 */
@@ -95,11 +96,9 @@ int workspace_claim_settled(struct core *core, const char *ref, const struct op 
 void workspace_release(struct workspace *ws);
 DEFINE_CLEANUP(struct workspace *, workspace_release)
 #define _cleanup_claim_ _cleanup_(workspace_releasep)
-/* Waits under op until nobody has a claim on it, without claiming it; called with the lock, and the hook of
- * core_hook() set. The caller has a reference. 0, -ENOENT (gone), or err says whom we waited for. */
-int workspace_wait_locked(struct workspace *ws, const struct op *op, struct error *err);
-/* Makes a cancelled op wake the waiters; undo with cancel_unhook(). Call both without locks. */
-void core_hook(struct core *core, const struct op *op, struct cancel_hook *hook);
+/* Waits until nobody has a claim on it, without claiming it; called with the lock, and a waiter on core->changed. The
+ * caller has a reference. 0, -ENOENT (gone), or err says whom we waited for. */
+int workspace_wait_locked(struct workspace *ws, struct cond_waiter *waiter, struct error *err);
 
 /* A copy of the row. -ENOMEM with err. */
 int workspace_row(struct workspace *ws, struct ws_row *ret, struct error *err);

@@ -89,22 +89,9 @@ int registry_not_found_locked(struct core *core, const char *ref, struct error *
         return r;
 }
 
-static void wake_waiters(void *arg) {
-        struct core *core = arg;
-        LOCK(&core->lock);
-        pthread_cond_broadcast(&core->changed);
-}
-
-void core_hook(struct core *core, const struct op *op, struct cancel_hook *hook) {
-        *hook = (struct cancel_hook){.fn = wake_waiters, .arg = core};
-        cancel_hook(op->cancel, hook);
-}
-
-int workspace_wait_locked(struct workspace *ws, const struct op *op, struct error *err) {
-        struct core *core = ws->core;
-
+int workspace_wait_locked(struct workspace *ws, struct cond_waiter *waiter, struct error *err) {
         while (ws->busy && !ws->gone) {
-                int r = op_check(op);
+                int r = cond_waiter_sleep(waiter);
                 if (r == -ETIMEDOUT) {
                         error_set(err, ERROR_TIMEOUT, "Workspace \"%s\" is %s, and that did not end in time",
                                   ws->row.name, ws_state_name(ws->row.state));
@@ -114,18 +101,18 @@ int workspace_wait_locked(struct workspace *ws, const struct op *op, struct erro
                                         ws->row.name, ws_state_name(ws->row.state));
                 if (r < 0)
                         return r;
-                cond_wait_until(&core->changed, &core->lock, op->deadline);
         }
         return ws->gone ? -ENOENT : 0;
 }
 
-static int claim(struct core *core, const char *ref, const struct op *op, struct workspace **ret, struct error *err) {
+static int claim(struct core *core, const char *ref, struct cond_waiter *waiter, struct workspace **ret,
+                 struct error *err) {
         LOCK(&core->lock);
         struct workspace *ws = registry_find_locked(core, ref);
         if (!ws)
                 return registry_not_found_locked(core, ref, err);
         ws->refs++;
-        int r = workspace_wait_locked(ws, op, err);
+        int r = workspace_wait_locked(ws, waiter, err);
         if (r < 0) {
                 drop_locked(ws);
                 /* Not looked up once more: a new workspace of the same name is not what the caller meant. */
@@ -138,10 +125,10 @@ static int claim(struct core *core, const char *ref, const struct op *op, struct
 
 int workspace_claim(struct core *core, const char *ref, const struct op *op, struct workspace **ret,
                     struct error *err) {
-        struct cancel_hook hook;
-        core_hook(core, op, &hook);
-        int r = claim(core, ref, op, ret, err);
-        cancel_unhook(op->cancel, &hook);
+        struct cond_waiter waiter;
+        cond_waiter_begin(&waiter, &core->lock, &core->changed, op);
+        int r = claim(core, ref, &waiter, ret, err);
+        cond_waiter_end(&waiter);
         return r;
 }
 

@@ -114,7 +114,7 @@ static int fail_not_running(const struct ws_row *row, struct error *err) {
 }
 
 /* Takes references to a workspace that nobody is changing and to its VM. -EAGAIN: it must be settled first. */
-static int take_running(struct core *core, const char *ref, const struct op *op, struct workspace **ret,
+static int take_running(struct core *core, const char *ref, struct cond_waiter *waiter, struct workspace **ret,
                         struct vm **ret_vm, struct error *err) {
         /* Dropped after the lock is let go: it is declared before. */
         _cleanup_workspace_ struct workspace *ws = NULL;
@@ -124,7 +124,7 @@ static int take_running(struct core *core, const char *ref, const struct op *op,
                 return registry_not_found_locked(core, ref, err);
         found->refs++;
         ws = found;
-        int r = workspace_wait_locked(ws, op, err);
+        int r = workspace_wait_locked(ws, waiter, err);
         if (r < 0)
                 return r == -ENOENT ? registry_not_found_locked(core, ref, err) : r;
         if (ws->row.state == WS_STOPPED)
@@ -139,10 +139,10 @@ static int take_running(struct core *core, const char *ref, const struct op *op,
 static int take_settled(struct core *core, const char *ref, const struct op *op, struct workspace **ret,
                         struct vm **ret_vm, struct error *err) {
         for (;;) {
-                struct cancel_hook hook;
-                core_hook(core, op, &hook);
-                int r = take_running(core, ref, op, ret, ret_vm, err);
-                cancel_unhook(op->cancel, &hook);
+                struct cond_waiter waiter;
+                cond_waiter_begin(&waiter, &core->lock, &core->changed, op);
+                int r = take_running(core, ref, &waiter, ret, ret_vm, err);
+                cond_waiter_end(&waiter);
                 if (r != -EAGAIN)
                         return r;
 
