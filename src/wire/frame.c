@@ -46,6 +46,10 @@ int frame_decoder_feed(struct frame_decoder *d, const void *data, size_t n) {
         return buf_append(&d->in, data, n);
 }
 
+size_t frame_decoder_pending(const struct frame_decoder *d) {
+        return d->in.len - d->consumed;
+}
+
 int frame_decoder_next(struct frame_decoder *d, struct frame *ret) {
         size_t left = d->in.len - d->consumed;
 

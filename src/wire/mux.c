@@ -91,6 +91,7 @@ struct mux *mux_new(int fd, enum mux_side side, const struct mux_callbacks *cb) 
         m->next_id = side == MUX_HOST ? 1 : 2;
         m->timeout_err = -ETIMEDOUT;
         frame_decoder_init(&m->decoder);
+        m->frame_due = DEADLINE_NEVER;
         pthread_mutex_init(&m->lock, NULL);
         cond_init(&m->cond);
         return m;

@@ -22,6 +22,10 @@
  * The sum of all this for an honest peer is below WIRE_OUT_MAX; whoever drives `out` beyond it loses the connection
  * with -ENOBUFS.
  *
+ * A guest that begins a frame and does not end it would keep everything that it says later inside that frame. The host
+ * therefore ends a connection on which a frame has not become complete within WIRE_FRAME_MS; the next one begins with a
+ * handshake, which finds its place again.
+ *
  * Memory of a stream's queue. Events are kept as records in one buffer, not as objects: a peer that sends single bytes
  * on alternating channels costs 8 bytes for each, and JSON is parsed only when it is taken, by the thread that takes
  * it.
@@ -67,7 +71,8 @@ struct mux {
         bool is_socket;
         int wake_fd; /* eventfd: the thread must look at the state again */
         pthread_t thread;
-        struct frame_decoder decoder; /* only for the I/O thread */
+        struct frame_decoder decoder; /* these two: only for the I/O thread */
+        deadline_t frame_due;         /* when the frame that has begun must be complete; never: none has */
 
         /* Guards everything below and all fields of the streams. Held for one non-blocking write at most. */
         pthread_mutex_t lock;

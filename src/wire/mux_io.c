@@ -259,9 +259,23 @@ int mux_process(struct mux *m) {
                 r = frame_decoder_next(&m->decoder, &f);
                 if (r <= 0)
                         return r;
+                m->frame_due = DEADLINE_NEVER;
                 r = take_frame(m, &f);
         }
         return r;
+}
+
+/* -EPROTO: the frame that has begun is overdue. */
+static int check_frame_due(struct mux *m) {
+        if (m->side != MUX_HOST)
+                return 0;
+        if (frame_decoder_pending(&m->decoder) == 0 || paused(m))
+                m->frame_due = DEADLINE_NEVER;
+        else if (m->frame_due.at_ns == DEADLINE_NEVER.at_ns)
+                m->frame_due = deadline_in_ms(WIRE_FRAME_MS);
+        else if (deadline_passed(m->frame_due))
+                return -EPROTO;
+        return 0;
 }
 
 int mux_input(struct mux *m) {
@@ -284,7 +298,7 @@ static int wanted_events(struct mux *m, short *ret, int *ret_timeout) {
         if (m->lost)
                 return -ESHUTDOWN;
         *ret = 0;
-        *ret_timeout = m->write_err != 0 ? 0 : -1;
+        *ret_timeout = m->write_err != 0 ? 0 : deadline_poll_ms(m->frame_due);
         if (m->answers.len <= MUX_ANSWERS_MAX)
                 *ret |= POLLIN;
         if (mux_waiting_locked(m) > 0)
@@ -351,8 +365,11 @@ void *mux_thread(void *arg) {
 
         own_mux = m;
         r = mux_process(m); /* what came behind the handshake */
-        while (r == 0)
+        while (r == 0) {
                 r = io_step(m);
+                if (r == 0)
+                        r = check_frame_due(m);
+        }
         mux_end(m, r);
         mux_hold_drop(m);
         return NULL;

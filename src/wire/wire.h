@@ -22,13 +22,14 @@
 
 #include <stdint.h>
 
-#define WIRE_VERSION 1
+#define WIRE_VERSION 2
 #define WIRE_VSOCK_PORT 5000
 #define WIRE_PORT_NAME "agentiso.0"
 
 #define WIRE_HEADER_LEN 9u                /* length + kind + stream */
 #define WIRE_FRAME_MAX (1024u * 1024u)    /* greatest value of `length` */
 #define WIRE_DATA_CHUNK (64u * 1024u)     /* greatest payload of one WIRE_DATA that we send */
+#define WIRE_FRAME_MS 10000               /* for a guest to send a frame to its end, once it has begun it */
 #define WIRE_WINDOW (256u * 1024u)        /* credit per stream and direction, in bytes of bulk data */
 #define WIRE_STREAMS_MAX 256u             /* open streams per connection */
 #define WIRE_MESSAGES_MAX 64u             /* control messages that may wait on one stream */
@@ -52,6 +53,10 @@ enum wire_channel {
         WIRE_CH_IN = 0,  /* host to guest: standard input, file content */
         WIRE_CH_OUT = 1, /* guest to host: standard output, file content, listings */
         WIRE_CH_ERR = 2, /* guest to host: standard error */
+        /* Either way, in files that are moved sparse: each 8 bytes (big endian) are the length of a hole that stands
+         * between the bytes before and after it. What arrives may be joined: take it in pieces of 8. */
+        WIRE_CH_HOLE = 3,
+        WIRE_CH_NEWS = 4, /* guest to host: lines that say how far a command is, each with a line feed at its end */
         _WIRE_CH_MAX,
 };
 
@@ -65,16 +70,43 @@ enum wire_channel {
  *                     -> ok {already:bool, fs_bytes}
  * WIRE_REQ_CONFIGURE  {hostname?, machine_id? (32 hex), realtime_ns?, entropy? (base64), network?{mac?, address,
  *                     prefix_len, gateway?}, dns?[]} -> ok {}: all that was given is in force, or error and why
- * WIRE_REQ_EXEC       {command, workdir?, env{}?, timeout_ms?, stdin:bool} runs /bin/sh -c command
- *                     -> {type:"started", pid}; then bytes on OUT and ERR, WIRE_EOF on each when it is closed or given
- *                     up (a grandchild may keep it open); then
- *                     {type:"exit", exit_code | signal, timed_out, duration_ms, leftover:bool}
- *                     stdin:true: bytes and EOF on IN. The timeout kills everything the command started.
- *                     A lost connection kills nothing: the command runs on, its output is drained.
- * WIRE_REQ_FILE_READ  {path, offset?, limit? | start_line?, line_count?} -> ok {size, mode, kind} then OUT bytes, EOF,
- *                     {type:"end", bytes, lines?, truncated}
- * WIRE_REQ_FILE_WRITE {path, mode?, append:bool} and bytes and EOF on IN -> ok {bytes_written}. Parents are made;
- *                     the file appears whole or not at all (temporary name and rename), unless append
+ * WIRE_REQ_EXEC       {command, workdir?, env{}?, timeout_ms?, yield_ms?, stdin:bool, max_output, progress_ms?} runs
+ *                     /bin/sh -c command. stdin:true: bytes and EOF on IN; the command starts when all are there. While
+ *                     it runs, at most one in progress_ms, on NEWS: the newest line of its output. Then
+ *                     its output (see below) and {type:"exit", exit_code | signal, timed_out, duration_ms,
+ *                     leftover:bool, out{}, err{}}; or, if it still runs after yield_ms, the output so far and
+ *                     {type:"yielded", job_id, duration_ms, out{}, err{}}: it has become a job.
+ *                     The timeout kills everything the command started, before or after it has become a job. So does
+ *                     WIRE_CLOSE. A lost connection makes it a job that nobody has asked for: WIRE_REQ_JOB_LIST has it.
+ * WIRE_REQ_JOB_START  {command, workdir?, env{}?, timeout_ms?, pty:bool, cols?, rows?} -> ok {job_id, pid}
+ * WIRE_REQ_JOB_READ   {job_id, wait_ms, out_offset?, err_offset?, max_output} waits until there is output behind one of
+ *                     the offsets (0 when not given), or the job has ended, or wait_ms have passed. Then the output and
+ *                     {type:"job", running, exit_code | signal (when it has ended), timed_out, leftover, duration_ms,
+ *                     pty, out{}, err{}}
+ * WIRE_REQ_JOB_WRITE  {job_id, eof:bool, wait_ms} and at most WIRE_JOB_WRITE_MAX bytes and EOF on IN; they go to the
+ *                     job's standard input, waiting at most wait_ms for the job to read -> ok {written}. eof closes it
+ *                     behind them, if all were written (on a terminal: sends the end-of-file character).
+ * WIRE_REQ_JOB_KILL   {job_id, signal} to all processes of the job; of an ended one, to those that it left behind. For
+ *                     SIGKILL the answer comes when they are gone. -> ok {running:bool, processes}: whether the job
+ *                     still runs, how many processes were signalled
+ * WIRE_REQ_JOB_RESIZE {job_id, cols, rows} -> ok {}
+ * WIRE_REQ_JOB_LIST   {max} -> ok {total, jobs[{job_id, command, running, pty, exit_code | signal, timed_out, leftover,
+ *                     started_ms (realtime), duration_ms, out_total, err_total}]}: the running ones and the newest of
+ *                     the others, max in all, oldest first; commands are cut
+ * WIRE_REQ_SET_ENV    {vars{}, unset[]?} -> ok {total}: for all commands from now on, beneath their own env. In memory
+ *                     only.
+ *
+ *                     Output of a command: bytes on OUT and ERR, at most max_output of each, and in the message behind
+ *                     them out{head, cut, total} and err{} alike: of the bytes sent, the first `head`; then `cut` bytes
+ *                     are missing; then the rest. total: all that was ever written. Without an offset, what is too long
+ *                     loses its middle; from an offset, reading goes on with the next bytes that are kept, and the next
+ *                     offset is offset + sent + cut.
+ * WIRE_REQ_FILE_READ  {path, offset?, limit? | start_line?, line_count? | sparse:bool} -> ok {size, mode, kind,
+ *                     allocated (bytes on disk)} then OUT bytes (sparse: and HOLE), EOF on OUT, {type:"end", bytes
+ *                     (holes included), lines?, truncated}
+ * WIRE_REQ_FILE_WRITE {path, mode?, append:bool, size?} and bytes (unless append: and HOLE) and EOF on IN
+ *                     -> ok {bytes_written (holes included)}. Parents are made; the file appears whole or not at all
+ *                     (temporary name and rename), unless append
  * WIRE_REQ_FILE_EDIT  {path, old_len, new_len, replace_all:bool} and old, then new, on IN, EOF
  *                     -> ok {replacements, other_matches}; mode, owner and extended attributes are kept
  * WIRE_REQ_FILE_LIST  {path, recursive:bool, max_entries} -> OUT: one JSON object a line {name, kind, size,
@@ -85,6 +117,13 @@ enum wire_channel {
 #define WIRE_REQ_MOUNT_ROOT "mount_root"
 #define WIRE_REQ_CONFIGURE "configure"
 #define WIRE_REQ_EXEC "exec"
+#define WIRE_REQ_JOB_START "job_start"
+#define WIRE_REQ_JOB_READ "job_read"
+#define WIRE_REQ_JOB_WRITE "job_write"
+#define WIRE_REQ_JOB_KILL "job_kill"
+#define WIRE_REQ_JOB_RESIZE "job_resize"
+#define WIRE_REQ_JOB_LIST "job_list"
+#define WIRE_REQ_SET_ENV "set_env"
 #define WIRE_REQ_FILE_READ "file_read"
 #define WIRE_REQ_FILE_WRITE "file_write"
 #define WIRE_REQ_FILE_EDIT "file_edit"
@@ -93,8 +132,18 @@ enum wire_channel {
 
 #define WIRE_MSG_OK "ok"
 #define WIRE_MSG_ERROR "error"
-#define WIRE_MSG_STARTED "started"
 #define WIRE_MSG_EXIT "exit"
+#define WIRE_MSG_YIELDED "yielded"
+#define WIRE_MSG_JOB "job"
 #define WIRE_MSG_END "end"
 
 #define WIRE_PATH_MAX 4096u
+#define WIRE_OUTPUT_MAX (512u * 1024u)      /* greatest max_output, per stream */
+#define WIRE_STDIN_MAX (16u * 1024u * 1024) /* standard input of one WIRE_REQ_EXEC, in bytes */
+#define WIRE_JOB_WRITE_MAX (1024u * 1024u)
+#define WIRE_JOB_LIST_MAX 300u
+#define WIRE_JOB_COMMAND_SHOWN 200u       /* bytes of a command in WIRE_REQ_JOB_LIST */
+#define WIRE_JOB_WAIT_MAX_MS 600000       /* greatest wait_ms */
+#define WIRE_TERMINAL_MAX 1000u           /* greatest cols and rows */
+#define WIRE_ENV_VARS_MAX 256u            /* variables in one env, and set by WIRE_REQ_SET_ENV in all */
+#define WIRE_ENV_BYTES_MAX (256u * 1024u) /* names and values of all variables of WIRE_REQ_SET_ENV */

@@ -3,7 +3,7 @@
  * What the agent makes of a request: the checks of every request's arguments on one JSON object, and the search for the
  * nearest lines on the bytes behind it. The input is the JSON, a NUL, the wanted text, a NUL, the file.
  *
- *     FUZZ_SOURCES: src/guest/args.c src/guest/nearest.c
+ *     FUZZ_SOURCES: src/guest/args.c src/guest/job_args.c src/guest/nearest.c
  */
 
 #include <string.h>
@@ -11,6 +11,7 @@
 #include "base/str.h"
 #include "fuzz.h"
 #include "guest/args.h"
+#include "guest/job_args.h"
 #include "guest/nearest.h"
 #include "wire/wire.h"
 
@@ -24,9 +25,35 @@ static void check(int r, const struct error *err) {
         ASSERT(err->message && utf8_valid(err->message, strlen(err->message)));
 }
 
-static void check_args(const json_t *o) {
+static void check_job_args(const json_t *o) {
         _cleanup_error_ struct error err = ERROR_INIT;
         struct exec_args exec;
+        struct job_start_args start;
+        struct job_read_args read;
+        struct job_write_args write;
+        struct job_kill_args kill;
+        struct job_resize_args resize;
+        struct set_env_args env;
+        int64_t max;
+
+        if (exec_args_parse(o, &exec, &err) == 0)
+                ASSERT(exec.max_output >= 0 && exec.max_output <= WIRE_OUTPUT_MAX);
+        else
+                check(-1, &err);
+        check(job_start_args_parse(o, &start, &err), &err);
+        if (job_read_args_parse(o, &read, &err) == 0)
+                ASSERT(read.out_offset >= -1 && read.err_offset >= -1 && read.wait_ms <= WIRE_JOB_WAIT_MAX_MS);
+        else
+                check(-1, &err);
+        check(job_write_args_parse(o, &write, &err), &err);
+        check(job_kill_args_parse(o, &kill, &err), &err);
+        check(job_resize_args_parse(o, &resize, &err), &err);
+        check(job_list_args_parse(o, &max, &err), &err);
+        check(set_env_args_parse(o, &env, &err), &err);
+}
+
+static void check_args(const json_t *o) {
+        _cleanup_error_ struct error err = ERROR_INIT;
         struct file_read_args read;
         struct file_write_args write;
         struct file_edit_args edit;
@@ -34,7 +61,6 @@ static void check_args(const json_t *o) {
         struct mount_root_args root;
         struct configure_args configure;
 
-        check(exec_args_parse(o, &exec, &err), &err);
         if (file_read_args_parse(o, &read, &err) == 0)
                 ASSERT(read.path[0] == '/' && read.offset >= 0 && read.start_line >= 1);
         else
@@ -79,8 +105,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         size_t len = nul ? (size_t) (nul - text) : size;
         _cleanup_json_ json_t *o = NULL;
 
-        if (json_parse(text, len, WIRE_FRAME_MAX, WIRE_JSON_DEPTH_MAX, &o, NULL) == 0)
+        if (json_parse(text, len, WIRE_FRAME_MAX, WIRE_JSON_DEPTH_MAX, &o, NULL) == 0) {
                 check_args(o);
+                check_job_args(o);
+        }
         if (nul)
                 check_nearest(nul + 1, size - len - 1);
         return 0;

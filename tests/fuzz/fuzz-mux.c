@@ -15,6 +15,8 @@
 #include "fuzz.h"
 #include "wire/mux_internal.h"
 
+#define TEXT_OF(number) #number
+#define TEXT(number) TEXT_OF(number)
 #define STREAMS_MAX 64u
 #define STEPS_MAX 4096u
 
@@ -39,7 +41,7 @@ static void opened(void *arg, struct mux_stream *s, json_t *request) {
 }
 
 static void world_start(struct world *w, uint8_t flags) {
-        static const char hello[] = "{\"type\":\"hello\",\"version\":1}";
+        static const char hello[] = "{\"type\":\"hello\",\"version\":" TEXT(WIRE_VERSION) "}";
         struct mux_callbacks cb = {.opened = opened, .arg = w};
         int sv[2];
 

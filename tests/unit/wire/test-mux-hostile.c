@@ -103,7 +103,9 @@ static bool rig_start(struct rig *g, enum mux_side side, const char *hello) {
         return peer_expect(g, WIRE_HELLO, 0, NULL) && (!hello || peer_text(g, WIRE_HELLO, 0, hello));
 }
 
-#define HELLO "{\"type\":\"hello\",\"version\":1}"
+#define TEXT_OF(number) #number
+#define TEXT(number) TEXT_OF(number)
+#define HELLO "{\"type\":\"hello\",\"version\":" TEXT(WIRE_VERSION) "}"
 
 /* The errno with which the connection ended. */
 static int rig_wait_lost(struct rig *g) {
@@ -218,7 +220,8 @@ static void test_version(void) {
         REQUIRE(rig_start(&g, MUX_HOST, "{\"type\":\"hello\",\"version\":7}"));
         CHECK(mux_hello(g.m, &op, &hello, &err) < 0);
         CHECK_INT(err.code, ERROR_UNSUPPORTED);
-        CHECK_STR(err.message, "The guest agent speaks version 7 of the protocol, this side speaks version 1.");
+        CHECK_STR(err.message,
+                  "The guest agent speaks version 7 of the protocol, this side speaks version " TEXT(WIRE_VERSION) ".");
         CHECK(hello == NULL);
         rig_stop(&g);
 
@@ -341,10 +344,10 @@ static void test_broken_stream_frames(void) {
                 const char *why;
         } t[] = {
                 {WIRE_DATA, "", 0, "no known channel"},
-                {WIRE_DATA, "\3abc", 4, "no known channel"},
+                {WIRE_DATA, "\5abc", 4, "no known channel"},
                 {WIRE_DATA, "\xff", 1, "no known channel"},
                 {WIRE_EOF, "", 0, "no known channel"},
-                {WIRE_EOF, "\3", 1, "no known channel"},
+                {WIRE_EOF, "\5", 1, "no known channel"},
                 {WIRE_EOF, "\1\1", 2, "no known channel"},
                 {WIRE_CREDIT, "\0\0\0", 3, "no number"},
                 {WIRE_CREDIT, "\0\0\0\1", 4, "more credit"},
@@ -511,6 +514,29 @@ static void test_gone_in_mid_frame(void) {
         rig_stop(&g);
 }
 
+/* What the peer says behind a frame that it does not end would all belong to that frame: after a while the connection
+ * is ended. Frames that come to their end one after the other, each torn in two, are no reason. */
+static void test_a_frame_without_end(void) {
+        _cleanup_mux_event_ struct mux_event e = MUX_EVENT_INIT;
+        struct rig g;
+
+        REQUIRE(rig_start(&g, MUX_HOST, HELLO));
+        struct mux_stream *s = rig_open(&g);
+        for (int i = 0; i < 3; i++) {
+                CHECK(peer_write(&g, "\0\0\0\x09\4\0\0\0\1\1a", 11));
+                CHECK(peer_write(&g, "bc", 2));
+                check_recv(s, MUX_DATA, &e);
+        }
+        CHECK(peer_write(&g, "\0\7\0\0\4\0\0\0\1\1half", 14));
+        int64_t began = monotonic_ns();
+        CHECK(peer_frame(&g, WIRE_DATA, s->id, "\1swallowed", 10));
+        CHECK_INT(rig_wait_lost(&g), -EPROTO);
+        CHECK(monotonic_ns() - began >= (WIRE_FRAME_MS - 1000) * NSEC_PER_MSEC);
+        check_recv(s, MUX_LOST, &e);
+        mux_stream_unref(s);
+        rig_stop(&g);
+}
+
 /* The peer sends, closes and is gone; our own write fails first. What it sent is still there. */
 static void test_write_fails_before_reading(void) {
         _cleanup_mux_event_ struct mux_event e = MUX_EVENT_INIT;
@@ -648,6 +674,7 @@ int main(void) {
         RUN(test_close_reasons);
         RUN(test_long_reason);
         RUN(test_gone_in_mid_frame);
+        RUN(test_a_frame_without_end);
         RUN(test_write_fails_before_reading);
         RUN(test_flood_of_pings);
         RUN(test_flood_of_opens);
