@@ -2,6 +2,13 @@
 #include "guest/agent.h"
 
 #include <signal.h>
+#include <sys/sysinfo.h>
+
+static size_t memory_share(unsigned share) {
+        struct sysinfo si;
+
+        return (size_t) (sysinfo(&si) == 0 ? (uint64_t) si.totalram * si.mem_unit : AGENT_MEMORY_MIN) / share;
+}
 
 int agent_init(struct agent *a, const char *cgroup_mount, struct error *err) {
         sigset_t chld;
@@ -11,6 +18,9 @@ int agent_init(struct agent *a, const char *cgroup_mount, struct error *err) {
         pthread_mutex_init(&a->lock, NULL);
         pthread_mutex_init(&a->files_lock, NULL);
         cond_init(&a->idle);
+        jobs_init(&a->jobs, MIN((size_t) SPOOLS_BYTES_MAX, memory_share(SPOOLS_MEMORY_SHARE)));
+        env_store_init(&a->env);
+        a->inputs.max = memory_share(AGENT_INPUTS_SHARE);
 
         sigemptyset(&chld);
         sigaddset(&chld, SIGCHLD);
@@ -42,9 +52,11 @@ void agent_free(struct agent *a) {
         while (a->requests > 0)
                 cond_wait_until(&a->idle, &a->lock, DEADLINE_NEVER);
         pthread_mutex_unlock(&a->lock);
+        jobs_free(&a->jobs);
         reaper_free(a->reaper);
         drainer_free(a->drainer);
         cgroups_close(&a->cgroups);
+        env_store_free(&a->env);
         a->initramfs_fd = close_fd(a->initramfs_fd);
         pthread_cond_destroy(&a->idle);
         pthread_mutex_destroy(&a->files_lock);

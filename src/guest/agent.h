@@ -9,7 +9,8 @@
  * thread (dispatch.c), which runs one handler top to bottom. mount_root (root.c) pivots into the disk; nothing in the
  * disk's file system is needed by the agent itself.
  *
- * Children: only exec.c starts any, always through reap.c, whose thread is the only one that waits for processes.
+ * Children: only job_start.c starts any, always through reap.c, whose thread is the only one that waits for processes.
+ * Commands, whoever waits for them or not, are jobs (job.h).
  *
  * The workload runs as root beside the agent. It can hurt its own machine; it must not be able to end the agent by
  * accident (out of memory, out of pids, a flood on the console), nor to make it grow.
@@ -21,10 +22,14 @@
 #include "base/thread.h"
 #include "guest/cgroup.h"
 #include "guest/drain.h"
+#include "guest/env.h"
+#include "guest/jobs.h"
 #include "guest/reap.h"
 #include "wire/mux.h"
 
-#define AGENT_EXECS_MAX 200 /* commands that run at the same time, those of lost connections included */
+#define AGENT_EXECS_MAX 200          /* commands that run at the same time, whether somebody waits for them or not */
+#define AGENT_INPUTS_SHARE 8u        /* of the memory may be input that commands have not read, 1/8 */
+#define AGENT_MEMORY_MIN (64u << 20) /* assumed where the system does not say how much there is */
 
 enum root_state {
         ROOT_NONE,     /* still in the initramfs */
@@ -36,7 +41,10 @@ struct agent {
         struct reaper *reaper;
         struct drainer *drainer;
         struct cgroups cgroups;
-        atomic_int execs;           /* running commands */
+        atomic_int execs; /* running commands */
+        struct jobs jobs;
+        struct env_store env;
+        struct budget inputs;       /* input on its way to commands, and what they are given in memory */
         int initramfs_fd;           /* root folder of the initramfs: modules are loaded from there. -1: none */
         pthread_mutex_t files_lock; /* makes the replacing of a file and the read before it one step; held across file
                                      * I/O, never across a wait for the peer */
@@ -70,6 +78,13 @@ int handle_info(struct request *r, struct error *err);
 int handle_mount_root(struct request *r, struct error *err);
 int handle_configure(struct request *r, struct error *err);
 int handle_exec(struct request *r, struct error *err);
+int handle_job_start(struct request *r, struct error *err);
+int handle_job_read(struct request *r, struct error *err);
+int handle_job_write(struct request *r, struct error *err);
+int handle_job_kill(struct request *r, struct error *err);
+int handle_job_resize(struct request *r, struct error *err);
+int handle_job_list(struct request *r, struct error *err);
+int handle_set_env(struct request *r, struct error *err);
 int handle_file_read(struct request *r, struct error *err);
 int handle_file_write(struct request *r, struct error *err);
 int handle_file_edit(struct request *r, struct error *err);
@@ -78,5 +93,8 @@ int handle_shutdown(struct request *r, struct error *err);
 
 /* Sends {type, ...members}; members is taken (NULL: none). */
 int request_send(struct request *r, const char *type, json_t *members);
+/* Waits for a token under the stream, so that the host's leaving ends it: -ECANCELED: the token fired; -ETIMEDOUT;
+ * -EPIPE: the host has closed the stream; -ENOTCONN: the connection is lost. What else comes is passed over. */
+int request_wait(struct request *r, struct cancel *token, deadline_t deadline);
 /* mux_callbacks.opened; arg is the agent. */
 void dispatch_opened(void *arg, struct mux_stream *stream, json_t *request);

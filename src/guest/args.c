@@ -2,7 +2,6 @@
 #include "guest/args.h"
 
 #include <arpa/inet.h>
-#include <ctype.h>
 #include <inttypes.h>
 #include <string.h>
 
@@ -29,8 +28,7 @@ static int get_path(const json_t *o, const char **ret, struct error *err) {
         return 0;
 }
 
-/* An optional number in min..max. */
-static int opt_range(const json_t *o, const char *key, int64_t min, int64_t max, int64_t *ret, struct error *err) {
+int args_opt_range(const json_t *o, const char *key, int64_t min, int64_t max, int64_t *ret, struct error *err) {
         int64_t v = *ret;
         const json_t *member = json_object_get(o, key);
         int r = json_opt_int(o, key, &v, err);
@@ -43,78 +41,22 @@ static int opt_range(const json_t *o, const char *key, int64_t min, int64_t max,
         return 0;
 }
 
-static bool env_name_valid(const char *s) {
-        if (!isalpha((unsigned char) *s) && *s != '_')
-                return false;
-        for (; *s; s++)
-                if (!isalnum((unsigned char) *s) && *s != '_')
-                        return false;
-        return true;
-}
-
-static int check_env(const json_t *env, struct error *err) {
-        static const char *const refused[] = {"PATH", "IFS", "ENV", "BASH_ENV"};
-        const char *name;
-        json_t *value;
-
-        if (!json_is_object(env))
-                return invalid(err, "env must be an object of strings, not %s", json_type_name(env));
-        if (json_object_size(env) > ARGS_ENV_MAX)
-                return invalid(err, "env has %zu variables; at most %u are allowed", json_object_size(env),
-                               ARGS_ENV_MAX);
-        json_object_foreach ((json_t *) env, name, value) {
-                if (!env_name_valid(name))
-                        return invalid(err, "env: \"%.100s\" is not a variable name ([A-Za-z_][A-Za-z0-9_]*)", name);
-                for (size_t i = 0; i < ARRAY_SIZE(refused); i++)
-                        if (strcmp(name, refused[i]) == 0)
-                                return invalid(err, "env: %s must not be set; export it in the command if needed",
-                                               name);
-                if (str_starts_with(name, "LD_"))
-                        return invalid(err, "env: %.100s must not be set: LD_* changes how programs are loaded", name);
-                if (!json_is_string(value))
-                        return invalid(err, "env: %.100s must be a string, not %s", name, json_type_name(value));
-        }
-        return 0;
-}
-
-int exec_args_parse(const json_t *o, struct exec_args *ret, struct error *err) {
-        struct exec_args a = {0};
-        int r;
-
-        if ((r = json_get_str(o, "command", &a.command, err)) < 0 ||
-            (r = json_opt_str(o, "workdir", &a.workdir, err)) < 0 ||
-            (r = opt_range(o, "timeout_ms", 1, ARGS_TIMEOUT_MS_MAX, &a.timeout_ms, err)) < 0 ||
-            (r = json_opt_bool(o, "stdin", &a.has_stdin, err)) < 0)
-                return r;
-        if (strlen(a.command) > ARGS_COMMAND_MAX) {
-                r = invalid(err, "command is %zu bytes long; the system takes at most %u", strlen(a.command),
-                            ARGS_COMMAND_MAX);
-                error_hint(err, "Write it to a file with file_write and run that file.");
-                return r;
-        }
-        if (a.workdir && a.workdir[0] != '/')
-                return invalid(err, "workdir \"%.200s\" is not absolute: it must begin with \"/\"", a.workdir);
-        a.env = json_object_get(o, "env");
-        if (json_is_null(a.env))
-                a.env = NULL;
-        if (a.env && (r = check_env(a.env, err)) < 0)
-                return r;
-        *ret = a;
-        return 0;
-}
-
 int file_read_args_parse(const json_t *o, struct file_read_args *ret, struct error *err) {
         struct file_read_args a = {.offset = -1, .limit = -1, .start_line = -1, .line_count = -1};
         int r;
 
-        if ((r = get_path(o, &a.path, err)) < 0 || (r = opt_range(o, "offset", 0, INT64_MAX, &a.offset, err)) < 0 ||
-            (r = opt_range(o, "limit", 0, INT64_MAX, &a.limit, err)) < 0 ||
-            (r = opt_range(o, "start_line", 1, INT64_MAX, &a.start_line, err)) < 0 ||
-            (r = opt_range(o, "line_count", 0, INT64_MAX, &a.line_count, err)) < 0)
+        if ((r = get_path(o, &a.path, err)) < 0 ||
+            (r = args_opt_range(o, "offset", 0, INT64_MAX, &a.offset, err)) < 0 ||
+            (r = args_opt_range(o, "limit", 0, INT64_MAX, &a.limit, err)) < 0 ||
+            (r = args_opt_range(o, "start_line", 1, INT64_MAX, &a.start_line, err)) < 0 ||
+            (r = args_opt_range(o, "line_count", 0, INT64_MAX, &a.line_count, err)) < 0 ||
+            (r = json_opt_bool(o, "sparse", &a.sparse, err)) < 0)
                 return r;
         a.by_line = a.start_line >= 0 || a.line_count >= 0;
         if (a.by_line && (a.offset >= 0 || a.limit >= 0))
                 return invalid(err, "offset and limit count bytes, start_line and line_count lines: give one pair");
+        if (a.sparse && (a.by_line || a.offset >= 0 || a.limit >= 0))
+                return invalid(err, "sparse reads the whole file: give no offset, limit, start_line or line_count");
         a.offset = MAX(a.offset, (int64_t) 0);
         a.start_line = MAX(a.start_line, (int64_t) 1);
         *ret = a;
@@ -138,13 +80,16 @@ static int parse_mode(const char *s, mode_t *ret, struct error *err) {
 }
 
 int file_write_args_parse(const json_t *o, struct file_write_args *ret, struct error *err) {
-        struct file_write_args a = {.mode = 0644};
+        struct file_write_args a = {.mode = 0644, .size = -1};
         const char *mode = NULL;
         int r;
 
         if ((r = get_path(o, &a.path, err)) < 0 || (r = json_opt_str(o, "mode", &mode, err)) < 0 ||
-            (r = json_opt_bool(o, "append", &a.append, err)) < 0)
+            (r = json_opt_bool(o, "append", &a.append, err)) < 0 ||
+            (r = args_opt_range(o, "size", 0, INT64_MAX, &a.size, err)) < 0)
                 return r;
+        if (a.append && a.size >= 0)
+                return invalid(err, "size is for a whole file, not for append");
         if (mode && (r = parse_mode(mode, &a.mode, err)) < 0)
                 return r;
         a.has_mode = mode;
@@ -158,8 +103,8 @@ int file_edit_args_parse(const json_t *o, struct file_edit_args *ret, struct err
         int r;
 
         if ((r = get_path(o, &a.path, err)) < 0 ||
-            (r = opt_range(o, "old_len", 0, ARGS_EDIT_TEXT_MAX, &old_len, err)) < 0 ||
-            (r = opt_range(o, "new_len", 0, ARGS_EDIT_TEXT_MAX, &new_len, err)) < 0 ||
+            (r = args_opt_range(o, "old_len", 0, ARGS_EDIT_TEXT_MAX, &old_len, err)) < 0 ||
+            (r = args_opt_range(o, "new_len", 0, ARGS_EDIT_TEXT_MAX, &new_len, err)) < 0 ||
             (r = json_opt_bool(o, "replace_all", &a.replace_all, err)) < 0)
                 return r;
         if (old_len < 0 || new_len < 0)
@@ -181,7 +126,7 @@ int file_list_args_parse(const json_t *o, struct file_list_args *ret, struct err
         int r;
 
         if ((r = get_path(o, &a.path, err)) < 0 || (r = json_opt_bool(o, "recursive", &a.recursive, err)) < 0 ||
-            (r = opt_range(o, "max_entries", 1, ARGS_LIST_MAX, &max, err)) < 0)
+            (r = args_opt_range(o, "max_entries", 1, ARGS_LIST_MAX, &max, err)) < 0)
                 return r;
         a.max_entries = (size_t) max;
         *ret = a;
@@ -233,7 +178,7 @@ static int parse_network(const json_t *o, struct net_args *ret, struct error *er
         if (!json_is_object(o))
                 return invalid(err, "network must be an object, not %s", json_type_name(o));
         if ((r = json_opt_str(o, "mac", &mac, err)) < 0 || (r = json_get_str(o, "address", &address, err)) < 0 ||
-            (r = opt_range(o, "prefix_len", 1, 32, &prefix, err)) < 0 ||
+            (r = args_opt_range(o, "prefix_len", 1, 32, &prefix, err)) < 0 ||
             (r = json_opt_str(o, "gateway", &gateway, err)) < 0)
                 return r;
         if (prefix < 0)
@@ -280,7 +225,7 @@ int configure_args_parse(const json_t *o, struct configure_args *ret, struct err
 
         if ((r = json_opt_str(o, "hostname", &a.hostname, err)) < 0 ||
             (r = json_opt_str(o, "machine_id", &a.machine_id, err)) < 0 ||
-            (r = opt_range(o, "realtime_ns", 1, INT64_MAX, &a.realtime_ns, err)) < 0 ||
+            (r = args_opt_range(o, "realtime_ns", 1, INT64_MAX, &a.realtime_ns, err)) < 0 ||
             (r = json_opt_str(o, "entropy", &a.entropy, err)) < 0)
                 return r;
         if (a.hostname && (!name_valid(a.hostname, HOSTNAME_MAX, ".-_") || strchr("-.", a.hostname[0])))

@@ -4,6 +4,7 @@
 /*
  * From a request's JSON to a checked struct, one function for each request that carries anything. Nothing is done here
  * but checking; strings are borrowed from the JSON. Every failure is an invalid_argument that names the member.
+ * Commands and jobs have theirs in job_args.h.
  */
 
 #include <net/if.h>
@@ -12,26 +13,16 @@
 
 #include "base/json.h"
 
-#define ARGS_COMMAND_MAX (128u * 1024u - 1)         /* Linux: MAX_ARG_STRLEN is 32 pages, with the NUL */
-#define ARGS_ENV_MAX 1024u                          /* variables */
-#define ARGS_TIMEOUT_MS_MAX (7L * 24 * 3600 * 1000) /* a week */
-#define ARGS_EDIT_TEXT_MAX (16 * 1024 * 1024)       /* bytes of the old or the new text of an edit */
-#define ARGS_LIST_MAX 100000                        /* entries of one listing */
+#define ARGS_EDIT_TEXT_MAX (16 * 1024 * 1024) /* bytes of the old or the new text of an edit */
+#define ARGS_LIST_MAX 100000                  /* entries of one listing */
 #define ARGS_LIST_DEFAULT 1000
 #define ARGS_DNS_MAX 3 /* resolv.conf(5): MAXNS */
 #define ARGS_ENTROPY_MAX 4096u
 #define ARGS_DEVICE_MAX 32u
 
-struct exec_args {
-        const char *command;
-        const char *workdir; /* NULL: not given */
-        const json_t *env;   /* object of strings, or NULL */
-        int64_t timeout_ms;  /* 0: none */
-        bool has_stdin;
-};
-
 struct file_read_args {
         const char *path;
+        bool sparse; /* all of it, with its holes */
         bool by_line;
         int64_t offset, limit;          /* bytes; limit -1: to the end */
         int64_t start_line, line_count; /* lines from 1; line_count -1: to the end */
@@ -42,6 +33,7 @@ struct file_write_args {
         bool append;
         bool has_mode;
         mode_t mode;
+        int64_t size; /* that the content will have; -1: not known */
 };
 
 struct file_edit_args {
@@ -82,7 +74,8 @@ struct configure_args {
         const char *dns[ARGS_DNS_MAX]; /* numeric IPv4 or IPv6 addresses */
 };
 
-int exec_args_parse(const json_t *o, struct exec_args *ret, struct error *err);
+/* An optional number in min..max; absent or null leaves *ret as it was. */
+int args_opt_range(const json_t *o, const char *key, int64_t min, int64_t max, int64_t *ret, struct error *err);
 int file_read_args_parse(const json_t *o, struct file_read_args *ret, struct error *err);
 int file_write_args_parse(const json_t *o, struct file_write_args *ret, struct error *err);
 int file_edit_args_parse(const json_t *o, struct file_edit_args *ret, struct error *err);

@@ -68,7 +68,14 @@ int cgroups_open(struct cgroups *g, const char *mount) {
         return 0;
 }
 
+static int remove_tree(int parent_fd, const char *name, unsigned depth);
+
 void cgroups_close(struct cgroups *g) {
+        for (size_t i = 0; i < g->n_spare; i++) {
+                close_fd(g->spare[i].fd);
+                remove_tree(g->fd, g->spare[i].name, 0);
+        }
+        g->n_spare = 0;
         g->fd = close_fd(g->fd);
         pthread_mutex_destroy(&g->lock);
 }
@@ -112,22 +119,35 @@ static void sweep(struct cgroups *g) {
         g->n_stale = kept;
 }
 
-int cgroup_create(struct cgroups *g, struct cgroup *ret) {
+static int make(struct cgroups *g, struct cgroup *ret) {
         struct cgroup c = CGROUP_INIT;
+        uint64_t n;
 
-        if (g->fd < 0)
-                return -EOPNOTSUPP;
-
-        LOCK(&g->lock);
-        sweep(g);
-        do
-                snprintf(c.name, sizeof(c.name), "exec-%" PRIu64, ++g->next);
-        while (mkdirat(g->fd, c.name, 0755) < 0 && errno == EEXIST);
+        do {
+                pthread_mutex_lock(&g->lock);
+                n = ++g->next;
+                pthread_mutex_unlock(&g->lock);
+                snprintf(c.name, sizeof(c.name), "exec-%" PRIu64, n);
+        } while (mkdirat(g->fd, c.name, 0755) < 0 && errno == EEXIST);
         c.fd = openat(g->fd, c.name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (c.fd < 0)
                 return -errno;
         *ret = c;
         return 0;
+}
+
+static bool take_spare(struct cgroups *g, struct cgroup *ret) {
+        LOCK(&g->lock);
+        if (g->n_spare == 0)
+                return false;
+        *ret = g->spare[--g->n_spare];
+        return true;
+}
+
+int cgroup_create(struct cgroups *g, struct cgroup *ret) {
+        if (g->fd < 0)
+                return -EOPNOTSUPP;
+        return take_spare(g, ret) ? 0 : make(g, ret);
 }
 
 /* "populated 0" in cgroup.events: no live process here or below. */
@@ -141,15 +161,10 @@ static bool populated(int events_fd) {
         return !strstr(text, "populated 0");
 }
 
-int cgroup_kill(const struct cgroup *c, deadline_t deadline) {
-        _cleanup_close_ int kill_fd = openat(c->fd, "cgroup.kill", O_WRONLY | O_CLOEXEC);
+int cgroup_wait_empty(const struct cgroup *c, deadline_t deadline) {
         _cleanup_close_ int events_fd = openat(c->fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
 
-        if (kill_fd < 0 || events_fd < 0)
-                return -EOPNOTSUPP;
-        if (write(kill_fd, "1", 1) != 1)
-                return -errno;
-        while (populated(events_fd)) {
+        while (events_fd >= 0 && populated(events_fd)) {
                 struct pollfd p = {.fd = events_fd, .events = POLLPRI};
 
                 if (deadline_passed(deadline))
@@ -160,12 +175,49 @@ int cgroup_kill(const struct cgroup *c, deadline_t deadline) {
         return 0;
 }
 
+int cgroup_kill(const struct cgroup *c, deadline_t deadline) {
+        _cleanup_close_ int kill_fd = openat(c->fd, "cgroup.kill", O_WRONLY | O_CLOEXEC);
+
+        if (kill_fd < 0)
+                return -EOPNOTSUPP;
+        if (write(kill_fd, "1", 1) != 1)
+                return -errno;
+        return cgroup_wait_empty(c, deadline);
+}
+
+/* Takes a folder that is not needed any more away, and what was stale and can go by now. */
+static void discard(struct cgroups *g, const char *name) {
+        int r = remove_tree(g->fd, name, 0);
+
+        LOCK(&g->lock);
+        sweep(g);
+        if (r < 0 && g->n_stale < CGROUPS_STALE_MAX)
+                memcpy(g->stale[g->n_stale++], name, CGROUP_NAME_MAX + 1);
+}
+
+static bool spare_wanted(struct cgroups *g) {
+        LOCK(&g->lock);
+        return g->n_spare < CGROUPS_SPARE_MAX;
+}
+
 void cgroup_release(struct cgroups *g, struct cgroup *c) {
+        struct cgroup fresh = CGROUP_INIT;
+
         if (c->fd < 0)
                 return;
         c->fd = close_fd(c->fd);
+        discard(g, c->name);
 
-        LOCK(&g->lock);
-        if (remove_tree(g->fd, c->name, 0) < 0 && g->n_stale < CGROUPS_STALE_MAX)
-                memcpy(g->stale[g->n_stale++], c->name, sizeof(c->name));
+        if (!spare_wanted(g) || make(g, &fresh) < 0)
+                return;
+        pthread_mutex_lock(&g->lock);
+        if (g->n_spare < CGROUPS_SPARE_MAX) {
+                g->spare[g->n_spare++] = fresh;
+                fresh.fd = -1;
+        }
+        pthread_mutex_unlock(&g->lock);
+        if (fresh.fd >= 0) {
+                close_fd(fresh.fd);
+                discard(g, fresh.name);
+        }
 }

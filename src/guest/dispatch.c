@@ -9,10 +9,21 @@ static const struct {
         request_handler run;
         bool needs_root; /* the disk must be mounted: there is nothing to work on before */
 } handlers[] = {
-        {WIRE_REQ_INFO, handle_info, false},           {WIRE_REQ_MOUNT_ROOT, handle_mount_root, false},
-        {WIRE_REQ_CONFIGURE, handle_configure, false}, {WIRE_REQ_EXEC, handle_exec, true},
-        {WIRE_REQ_FILE_READ, handle_file_read, true},  {WIRE_REQ_FILE_WRITE, handle_file_write, true},
-        {WIRE_REQ_FILE_EDIT, handle_file_edit, true},  {WIRE_REQ_FILE_LIST, handle_file_list, true},
+        {WIRE_REQ_INFO, handle_info, false},
+        {WIRE_REQ_MOUNT_ROOT, handle_mount_root, false},
+        {WIRE_REQ_CONFIGURE, handle_configure, false},
+        {WIRE_REQ_EXEC, handle_exec, true},
+        {WIRE_REQ_JOB_START, handle_job_start, true},
+        {WIRE_REQ_JOB_READ, handle_job_read, true},
+        {WIRE_REQ_JOB_WRITE, handle_job_write, true},
+        {WIRE_REQ_JOB_KILL, handle_job_kill, true},
+        {WIRE_REQ_JOB_RESIZE, handle_job_resize, true},
+        {WIRE_REQ_JOB_LIST, handle_job_list, true},
+        {WIRE_REQ_SET_ENV, handle_set_env, true},
+        {WIRE_REQ_FILE_READ, handle_file_read, true},
+        {WIRE_REQ_FILE_WRITE, handle_file_write, true},
+        {WIRE_REQ_FILE_EDIT, handle_file_edit, true},
+        {WIRE_REQ_FILE_LIST, handle_file_list, true},
         {WIRE_REQ_SHUTDOWN, handle_shutdown, false},
 };
 
@@ -36,6 +47,22 @@ int request_send(struct request *r, const char *type, json_t *members) {
         int k = json_put(m, "type", json_string(type));
 
         return k < 0 ? k : mux_send_msg(r->stream, m, &op);
+}
+
+int request_wait(struct request *r, struct cancel *token, deadline_t deadline) {
+        struct op op = {.deadline = deadline, .cancel = token};
+
+        for (;;) {
+                _cleanup_mux_event_ struct mux_event ev = MUX_EVENT_INIT;
+                int k = mux_recv(r->stream, &op, &ev);
+
+                if (k < 0)
+                        return k;
+                if (ev.kind == MUX_CLOSED)
+                        return -EPIPE;
+                if (ev.kind == MUX_LOST)
+                        return -ENOTCONN;
+        }
 }
 
 static void send_error(struct request *r, const struct error *err) {

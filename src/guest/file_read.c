@@ -6,6 +6,7 @@
 #include "guest/agent.h"
 #include "guest/args.h"
 #include "guest/path.h"
+#include "wire/sparse.h"
 
 #define CHUNK (64UL * 1024)
 /* A file that says it is empty, as those in /proc do, is read until it ends, but not for ever. */
@@ -107,6 +108,48 @@ static int send_lines(struct reader *r, int64_t left) {
         return 0;
 }
 
+/* Data from where we are. */
+static int send_piece(struct reader *r, uint64_t len) {
+        while (len > 0) {
+                ssize_t n = sparse_read(r->fd, r->chunk, (size_t) MIN(len, (uint64_t) CHUNK), (uint64_t) r->bytes);
+                int k = n < 0 ? (int) n : send_bytes(r, r->chunk, (size_t) n);
+
+                if (k < 0)
+                        return k;
+                len -= (uint64_t) n;
+        }
+        return 0;
+}
+
+static int send_hole(struct reader *r, uint64_t len) {
+        struct op op = OP_INIT_NEVER;
+        uint8_t text[SPARSE_LEN_BYTES];
+
+        sparse_len_encode(len, text);
+        r->bytes += (int64_t) len;
+        return mux_send_data(r->req->stream, WIRE_CH_HOLE, text, sizeof(text), &op);
+}
+
+/* The whole file with its holes. -ENODATA: it has become shorter. */
+static int send_sparse(struct reader *r, uint64_t size) {
+        struct stat st;
+
+        while ((uint64_t) r->bytes < size) {
+                struct sparse_piece piece;
+                int k = sparse_next(r->fd, (uint64_t) r->bytes, size, &piece);
+
+                if (k == 0)
+                        k = piece.hole ? send_hole(r, piece.len) : send_piece(r, piece.len);
+                if (k < 0)
+                        return k;
+        }
+        /* What was passed over as a hole may not be there any more. */
+        if (fstat(r->fd, &st) < 0)
+                return -errno;
+        r->truncated = (uint64_t) st.st_size > size;
+        return (uint64_t) st.st_size < size ? -ENODATA : 0;
+}
+
 static int send_all(struct reader *r, const struct stat *st) {
         struct op op = OP_INIT_NEVER;
         int64_t left = st->st_size > 0 ? st->st_size : UNSIZED_MAX;
@@ -114,7 +157,9 @@ static int send_all(struct reader *r, const struct stat *st) {
         int k;
 
         /* What is appended while we read is not waited for: the size at the beginning counts. */
-        if (r->args->by_line) {
+        if (r->args->sparse) {
+                k = send_sparse(r, (uint64_t) st->st_size);
+        } else if (r->args->by_line) {
                 k = send_lines(r, left);
         } else {
                 left = st->st_size > 0 ? MAX(left - r->args->offset, (int64_t) 0) : left;
@@ -149,11 +194,33 @@ static int send_head(struct request *req, const struct stat *st) {
         r = json_put(head, "size", json_integer(st->st_size));
         r |= json_put(head, "mode", json_string(mode));
         r |= json_put(head, "kind", json_string(file_kind(st->st_mode)));
+        r |= json_put(head, "allocated", json_integer((json_int_t) st->st_blocks * 512)); /* stat(3type): st_blocks */
         if (r < 0) {
                 json_decref(head);
                 return -ENOMEM;
         }
         return request_send(req, WIRE_MSG_OK, head);
+}
+
+/* Files of the kernel say that they are empty and are not; nobody can know their size beforehand. */
+static int check_sized(int fd, const struct file_read_args *a, const struct stat *st, struct error *err) {
+        char byte;
+        int r;
+
+        if (!a->sparse || st->st_size > 0 || sparse_read(fd, &byte, 1, 0) <= 0)
+                return 0;
+        r = error_set(err, ERROR_INVALID_ARGUMENT, "%s has content but says that its size is 0", a->path);
+        error_hint(err, "Copy it inside the workspace (cp), and transfer the copy.");
+        return r;
+}
+
+static int read_error(const struct reader *r, const struct stat *st, int k, struct error *err) {
+        if (k != -ENODATA)
+                return error_set_errno(err, k, "Reading %s", r->args->path);
+        k = error_set(err, ERROR_CONFLICT, "%s had %lld bytes and became shorter while it was read", r->args->path,
+                      (long long) st->st_size);
+        error_hint(err, "Try again when nothing writes to it, or copy it first.");
+        return k;
 }
 
 int handle_file_read(struct request *req, struct error *err) {
@@ -171,6 +238,9 @@ int handle_file_read(struct request *req, struct error *err) {
         fd = open_file(a.path, &st, err);
         if (fd < 0)
                 return fd;
+        k = check_sized(fd, &a, &st, err);
+        if (k < 0)
+                return k;
         if (a.offset > 0 && lseek(fd, a.offset, SEEK_SET) < 0)
                 return error_set_errno(err, errno, "%s at offset %lld", a.path, (long long) a.offset);
 
@@ -182,5 +252,5 @@ int handle_file_read(struct request *req, struct error *err) {
         k = send_head(req, &st);
         if (k == 0)
                 k = send_all(r, &st);
-        return k < 0 ? error_set_errno(err, k, "Reading %s", a.path) : 1;
+        return k < 0 ? read_error(r, &st, k, err) : 1;
 }

@@ -90,15 +90,18 @@ static size_t mark(struct proc *list, size_t n, pid_t session) {
         return marked;
 }
 
-int tree_kill(struct child *leader, deadline_t deadline) {
+int tree_kill(struct child *leader, deadline_t deadline, size_t *ret_processes) {
         pid_t session = child_pid(leader);
 
-        for (;;) {
+        for (bool first = true;; first = false) {
                 _cleanup_free_ struct proc *list = NULL;
                 size_t n = read_all(&list);
-
                 /* Children are marked before their parent dies and they are handed to PID 1. */
-                if (mark(list, n, session) == 0)
+                size_t marked = mark(list, n, session);
+
+                if (first && ret_processes)
+                        *ret_processes = marked;
+                if (marked == 0)
                         return 0;
                 child_signal_group(leader, SIGKILL);
                 for (size_t i = 0; i < n; i++)

@@ -9,5 +9,6 @@
 
 #include "guest/reap.h"
 
-/* `leader` leads the session. Kills in rounds until a round finds nobody. 0 or -ETIMEDOUT. */
-int tree_kill(struct child *leader, deadline_t deadline);
+/* `leader` leads the session. Kills in rounds until a round finds nobody. 0 or -ETIMEDOUT. *ret_processes (may be
+ * NULL): how many were found at first. */
+int tree_kill(struct child *leader, deadline_t deadline, size_t *ret_processes);

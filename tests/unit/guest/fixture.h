@@ -3,6 +3,7 @@
 
 /* The agent's request handlers behind a socketpair, a host's mux at the other end, and a folder for files. */
 
+#include <poll.h>
 #include <stdarg.h>
 #include <sys/socket.h>
 
@@ -36,18 +37,33 @@ static _unused_ void disconnect_host(void) {
         mux_unref(TAKE_PTR(guest_mux));
 }
 
-static _unused_ void fixture_begin(void) {
+/* As if the host had gone and come back: what runs, runs on. */
+static _unused_ void reconnect_host(void) {
+        mux_shutdown(host, -ESHUTDOWN);
+        disconnect_host();
+        connect_host();
+}
+
+static _unused_ void fixture_begin_in(const char *cgroup_mount) {
         strcpy(folder, "/tmp/agentiso-guest-test-XXXXXX");
-        if (!mkdtemp(folder) || agent_init(&agent, NULL, NULL) < 0)
+        if (!mkdtemp(folder) || agent_init(&agent, cgroup_mount, NULL) < 0)
                 abort();
         agent.root = ROOT_MOUNTED;
         connect_host();
 }
 
-static _unused_ int fixture_end(void) {
+static _unused_ void fixture_begin(void) {
+        fixture_begin_in(NULL);
+}
+
+static _unused_ void fixture_clear(void) {
         disconnect_host();
         agent_free(&agent);
         rm_rf(folder);
+}
+
+static _unused_ int fixture_end(void) {
+        fixture_clear();
         return tap_done();
 }
 
@@ -172,4 +188,49 @@ static _unused_ char *content(const char *name) {
         char *s = NULL;
 
         return file_read_all(in_folder(name), 1 << 20, &s, NULL) < 0 ? strdup("(none)") : s;
+}
+
+/* A command for /bin/sh that keeps all the output that can be kept. */
+static _unused_ json_t *command(const char *text) {
+        json_t *o = json_of("{\"type\":\"exec\",\"max_output\":%u}", WIRE_OUTPUT_MAX);
+
+        json_object_set_new(o, "command", json_string(text));
+        return o;
+}
+
+static _unused_ json_t *command_with(const char *text, const char *key, json_t *value) {
+        json_t *o = command(text);
+
+        json_object_set_new(o, key, value);
+        return o;
+}
+
+/* Whether a `sleep TAG` runs anywhere. */
+static _unused_ bool runs(const char *tag) {
+        _cleanup_free_ char *check = str_printf("cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | "
+                                                "grep -q '[s]leep %s'",
+                                                tag);
+        _cleanup_outcome_ struct outcome o;
+
+        ask(command(check), NULL, 0, &o);
+        return member_int(o.last, "exit_code") == 0;
+}
+
+/* Waits, with a limit, until the sleep runs or does not. */
+static _unused_ bool wait_runs(const char *tag, bool wanted) {
+        for (int i = 0; i < 300; i++) {
+                if (runs(tag) == wanted)
+                        return true;
+                poll(NULL, 0, 20);
+        }
+        return false;
+}
+
+static _unused_ bool wait_for_file(const char *name) {
+        for (int i = 0; i < 1000; i++) {
+                if (access(in_folder(name), F_OK) == 0)
+                        return true;
+                poll(NULL, 0, 10);
+        }
+        return false;
 }

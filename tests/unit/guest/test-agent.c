@@ -152,7 +152,7 @@ static void test_tree_kill(void) {
         }
         prctl(PR_SET_CHILD_SUBREAPER, 1);
         poll(NULL, 0, 200);
-        CHECK_INT(tree_kill(c, deadline_in_ms(5000)), 0);
+        CHECK_INT(tree_kill(c, deadline_in_ms(5000), NULL), 0);
         wait_child(c);
         CHECK(child_ended(c, &r));
         CHECK_INT(r.signal, SIGKILL);

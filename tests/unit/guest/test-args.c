@@ -4,6 +4,7 @@
 #include "base/deadline.h"
 #include "base/str.h"
 #include "guest/args.h"
+#include "guest/job_args.h"
 #include "guest/nearest.h"
 #include "tap.h"
 
@@ -79,18 +80,61 @@ static void test_mount_root(void) {
         CHECK(a.grow);
 }
 
-static void test_exec(void) {
-        struct exec_args a;
-        _cleanup_json_ json_t *none = parse("{\"command\":\"x\",\"env\":null,\"workdir\":null,\"timeout_ms\":null}");
-        _cleanup_json_ json_t *zero = parse("{\"command\":\"x\",\"timeout_ms\":0}");
-        _cleanup_json_ json_t *list = parse("{\"command\":\"x\",\"env\":[]}");
-        _cleanup_json_ json_t *number = parse("{\"command\":\"x\",\"env\":{\"A\":1}}");
+/* An exec request with these members besides the two that are needed. */
+static int parse_exec(const char *members, struct exec_args *ret, json_t **keep) {
+        _cleanup_free_ char *text =
+                str_printf("{\"command\":\"x\",\"max_output\":10%s%s}", *members ? "," : "", members);
 
-        REQUIRE(exec_args_parse(none, &a, NULL) == 0);
-        CHECK(!a.env && !a.workdir && a.timeout_ms == 0 && !a.has_stdin);
-        CHECK(exec_args_parse(zero, &a, NULL) < 0);
-        CHECK(exec_args_parse(list, &a, NULL) < 0);
-        CHECK(exec_args_parse(number, &a, NULL) < 0);
+        json_decref(*keep);
+        *keep = parse(text);
+        return exec_args_parse(*keep, ret, NULL);
+}
+
+static void test_exec(void) {
+        static const char *const wrong[] = {
+                "\"timeout_ms\":0",  "\"env\":[]",  "\"env\":{\"A\":1}", "\"yield_ms\":0",
+                "\"progress_ms\":1", "\"stdin\":1", "\"workdir\":\"a\"", "\"timeout_ms\":\"1\"",
+        };
+        _cleanup_json_ json_t *keep = NULL, *none = parse("{\"command\":\"x\"}");
+        _cleanup_json_ json_t *large = parse("{\"command\":\"x\",\"max_output\":524289}");
+        struct exec_args a;
+
+        REQUIRE(parse_exec("\"env\":null,\"workdir\":null,\"timeout_ms\":null", &a, &keep) == 0);
+        CHECK(!a.command.env && !a.command.workdir && a.command.timeout_ms == 0 && !a.has_stdin);
+        CHECK(a.yield_ms == 0 && a.progress_ms == 0 && a.max_output == 10);
+        CHECK(exec_args_parse(none, &a, NULL) < 0);
+        CHECK(exec_args_parse(large, &a, NULL) < 0);
+        for (size_t i = 0; i < ARRAY_SIZE(wrong); i++)
+                CHECK(parse_exec(wrong[i], &a, &keep) < 0);
+}
+
+static void test_jobs(void) {
+        _cleanup_json_ json_t *start = parse("{\"command\":\"x\",\"pty\":true,\"cols\":132}");
+        _cleanup_json_ json_t *size = parse("{\"command\":\"x\",\"cols\":132}");
+        _cleanup_json_ json_t *wide = parse("{\"command\":\"x\",\"pty\":true,\"cols\":1001}");
+        _cleanup_json_ json_t *whole = parse("{\"job_id\":7,\"wait_ms\":0,\"max_output\":0}");
+        _cleanup_json_ json_t *zero = parse("{\"job_id\":0,\"wait_ms\":0,\"max_output\":0}");
+        _cleanup_json_ json_t *long_wait = parse("{\"job_id\":7,\"wait_ms\":600001,\"max_output\":0}");
+        _cleanup_json_ json_t *kill = parse("{\"job_id\":7,\"signal\":15}");
+        _cleanup_json_ json_t *no_signal = parse("{\"job_id\":7,\"signal\":65}");
+        _cleanup_json_ json_t *list = parse("{\"max\":301}");
+        struct job_start_args s;
+        struct job_read_args r;
+        struct job_kill_args k;
+        int64_t max;
+
+        REQUIRE(job_start_args_parse(start, &s, NULL) == 0);
+        CHECK(s.pty && s.cols == 132 && s.rows == -1);
+        CHECK(job_start_args_parse(size, &s, NULL) < 0);
+        CHECK(job_start_args_parse(wide, &s, NULL) < 0);
+        REQUIRE(job_read_args_parse(whole, &r, NULL) == 0);
+        CHECK(r.id == 7 && r.out_offset == -1 && r.err_offset == -1);
+        CHECK(job_read_args_parse(zero, &r, NULL) < 0);
+        CHECK(job_read_args_parse(long_wait, &r, NULL) < 0);
+        REQUIRE(job_kill_args_parse(kill, &k, NULL) == 0);
+        CHECK_INT(k.sig, 15);
+        CHECK(job_kill_args_parse(no_signal, &k, NULL) < 0);
+        CHECK(job_list_args_parse(list, &max, NULL) < 0);
 }
 
 static void nearest(const char *file, const char *wanted, const char *want) {
@@ -124,6 +168,7 @@ int main(void) {
         RUN(test_configure);
         RUN(test_mount_root);
         RUN(test_exec);
+        RUN(test_jobs);
         RUN(test_nearest);
         RUN(test_nearest_large);
         return tap_done();
