@@ -104,7 +104,7 @@ int agent_protocol_error(const char *doing, struct error *detail, struct error *
         return -EPROTO;
 }
 
-/* What a guest may claim to be the matter: codes about its own files and commands, none about our rules. */
+/* What a guest may claim to be the matter: codes about its own files, commands and limits, none about our rules. */
 static bool code_is_the_guests(enum error_code code) {
         switch (code) {
         case ERROR_INVALID_ARGUMENT:
@@ -112,6 +112,7 @@ static bool code_is_the_guests(enum error_code code) {
         case ERROR_CONFLICT:
         case ERROR_TIMEOUT:
         case ERROR_NO_SPACE:
+        case ERROR_QUOTA_EXCEEDED:
         case ERROR_UNSUPPORTED:
         case ERROR_INTERNAL:
                 return true;
@@ -120,23 +121,25 @@ static bool code_is_the_guests(enum error_code code) {
         }
 }
 
-/* Makes a text of the guest fit for a message: of bounded length, and harmless on a terminal. */
-static void tame_text(char *text) {
+void agent_tame(char *text, size_t max) {
         if (!text)
                 return;
-        if (strlen(text) > AGENT_TEXT_MAX)
-                text[utf8_floor(text, AGENT_TEXT_MAX)] = '\0';
-        for (char *c = text; *c; c++)
-                if (((unsigned char) *c < 0x20 && *c != '\n' && *c != '\t') || *c == 0x7f)
+        if (strlen(text) > max)
+                text[utf8_floor(text, max)] = '\0';
+        for (unsigned char *c = (unsigned char *) text; *c; c++) {
+                if ((*c < 0x20 && *c != '\n' && *c != '\t') || *c == 0x7f)
                         *c = ' ';
+                else if (*c == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0) /* U+0080 to U+009F, which terminals obey too */
+                        c[0] = c[1] = ' ';
+        }
 }
 
 /* Makes an error that the guest sent our own. Returns its errno. */
 static int take_guest_error(struct error *from, struct error *err) {
         if (!code_is_the_guests(from->code))
                 from->code = ERROR_INTERNAL;
-        tame_text(from->message);
-        tame_text(from->hint);
+        agent_tame(from->message, AGENT_TEXT_MAX);
+        agent_tame(from->hint, AGENT_TEXT_MAX);
         int r = -error_code_errno(from->code);
         error_move(err, from);
         return r;
@@ -196,6 +199,18 @@ int agent_expect(struct mux_stream *s, const char *type, const char *doing, cons
         return 0;
 }
 
+int agent_end(struct mux_stream *s, const char *doing, const struct op *op, struct error *err) {
+        _cleanup_mux_event_ struct mux_event e = MUX_EVENT_INIT;
+
+        int r = mux_recv(s, op, &e);
+        if (r < 0)
+                return agent_error(r, doing, err);
+        if (e.kind == MUX_LOST || (e.kind == MUX_CLOSED && !error_is_set(&e.error)))
+                return 0;
+        agent_tame(e.error.message, AGENT_TEXT_MAX);
+        return agent_protocol_error(doing, &e.error, err);
+}
+
 int agent_send(struct mux_stream *s, const void *data, size_t n, bool last, const char *doing, const struct op *op,
                struct error *err) {
         int r = n > 0 ? mux_send_data(s, WIRE_CH_IN, data, n, op) : 0;
@@ -223,16 +238,16 @@ bool agent_is(const json_t *msg, const char *type) {
         return t && str_eq(t, type);
 }
 
-/* One question, one "ok". *ret may be NULL. */
-static int ask(struct agent *a, json_t *request, const char *doing, const struct op *op, json_t **ret,
-               struct error *err) {
+int agent_ask(struct agent *a, json_t *request, const char *doing, const struct op *op, json_t **ret,
+              struct error *err) {
         _cleanup_json_ json_t *owned = request, *ok = NULL;
         _cleanup_stream_ struct mux_stream *s = NULL;
 
         int r = agent_request(a, owned, doing, op, &s, err);
-        if (r < 0)
-                return r;
-        r = agent_expect(s, WIRE_MSG_OK, doing, op, &ok, err);
+        if (r >= 0)
+                r = agent_expect(s, WIRE_MSG_OK, doing, op, &ok, err);
+        if (r >= 0)
+                r = agent_end(s, doing, op, err);
         if (r < 0)
                 return r;
         if (ret)
@@ -241,8 +256,9 @@ static int ask(struct agent *a, json_t *request, const char *doing, const struct
 }
 
 int agent_mount_root(struct agent *a, const struct op *op, struct error *err) {
-        return ask(a, json_pack("{s:s, s:s, s:b}", "type", WIRE_REQ_MOUNT_ROOT, "device", "/dev/vda", "grow", true),
-                   "mounting the root file system", op, NULL, err);
+        return agent_ask(a,
+                         json_pack("{s:s, s:s, s:b}", "type", WIRE_REQ_MOUNT_ROOT, "device", "/dev/vda", "grow", true),
+                         "mounting the root file system", op, NULL, err);
 }
 
 /* "network" of a configure request; an absent address leaves the network alone. */
@@ -288,9 +304,15 @@ int agent_configure(struct agent *a, const struct agent_identity *id, const stru
         }
         if (r < 0)
                 return error_set_errno(err, r, "Failed while %s", doing);
-        return ask(a, TAKE_PTR(request), doing, op, NULL, err);
+        return agent_ask(a, TAKE_PTR(request), doing, op, NULL, err);
 }
 
 int agent_shutdown(struct agent *a, const struct op *op, struct error *err) {
-        return ask(a, json_pack("{s:s}", "type", WIRE_REQ_SHUTDOWN), "shutting the guest down", op, NULL, err);
+        static const char doing[] = "shutting the guest down";
+        _cleanup_json_ json_t *request = json_pack("{s:s}", "type", WIRE_REQ_SHUTDOWN), *ok = NULL;
+        _cleanup_stream_ struct mux_stream *s = NULL;
+
+        int r = agent_request(a, request, doing, op, &s, err);
+        /* Here the guest waits for us to close the stream: then it knows that its answer has come through. */
+        return r < 0 ? r : agent_expect(s, WIRE_MSG_OK, doing, op, &ok, err);
 }

@@ -46,37 +46,85 @@ int agent_configure(struct agent *a, const struct agent_identity *id, const stru
 /* Sync, unmount, power off. The connection is lost soon after. */
 int agent_shutdown(struct agent *a, const struct op *op, struct error *err);
 
-/* One captured output: the head and the tail of what was too long. */
-struct agent_capture {
-        struct buf head, tail; /* the whole output is head + tail when nothing is missing */
-        uint64_t total;        /* bytes that the command wrote */
-        bool truncated;        /* total > head + tail */
+/* What is known of one output of a command: its beginning, then `cut` bytes that are not here, then its end. */
+struct agent_output {
+        struct buf head, tail; /* the tail is empty when nothing is cut */
+        uint64_t cut;          /* bytes missing between the two */
+        uint64_t total;        /* bytes that the command has written in all */
 };
+void agent_output_clear(struct agent_output *o);
 
 struct agent_exec_args {
         const char *command;
         const char *workdir; /* NULL: the guest's default */
         json_t *env;         /* borrowed object of strings, or NULL */
         const void *stdin_data;
-        size_t stdin_len;   /* 0: standard input is /dev/null */
+        size_t stdin_len;   /* 0: standard input is /dev/null. At most WIRE_STDIN_MAX */
         int64_t timeout_ms; /* 0: none. Enforced by the guest; op->deadline is the second net */
-        size_t max_output;  /* bytes kept of each of stdout and stderr */
+        int64_t yield_ms;   /* 0: never. After so long, the command goes on as a job and the call returns */
+        size_t max_output;  /* bytes kept of each of stdout and stderr: at most WIRE_OUTPUT_MAX */
 };
 
 struct agent_exec_result {
-        int exit_code; /* -1 when a signal ended it */
-        int signal;    /* 0 when it exited by itself */
+        uint64_t job_id; /* 0 unless it yielded; then the next four mean nothing */
+        int exit_code;   /* -1 when a signal ended it */
+        int signal;      /* 0 when it exited by itself */
         bool timed_out;
         bool leftover; /* something it started still runs and holds its output open */
         int64_t duration_ms;
-        struct agent_capture out, err;
+        struct agent_output out, err;
 };
 void agent_exec_result_clear(struct agent_exec_result *r);
 #define _cleanup_exec_result_ _cleanup_(agent_exec_result_clear)
 
-/* Runs a command to its end. -ECANCELED closes the stream, which kills all that the command started. */
+/* Runs a command to its end, or to its yielding. The newest line of its output goes to op's progress. -ECANCELED closes
+ * the stream, which kills all that the command started. */
 int agent_exec(struct agent *a, const struct agent_exec_args *args, const struct op *op, struct agent_exec_result *ret,
                struct error *err);
+
+/*
+ * Jobs: commands that run in the guest without anybody waiting. The guest numbers them from 1, keeps their output
+ * within its limits (guest/spool.h), and keeps both over a loss of the connection.
+ */
+struct agent_terminal {
+        unsigned cols, rows; /* 0: the guest's default */
+};
+/* The job runs args->command with args->workdir, env and timeout_ms. terminal NULL: pipes. */
+int agent_job_start(struct agent *a, const struct agent_exec_args *args, const struct agent_terminal *terminal,
+                    const struct op *op, uint64_t *ret_job_id, struct error *err);
+
+struct agent_job_read_args {
+        uint64_t job_id;
+        int64_t wait_ms;                /* at most WIRE_JOB_WAIT_MAX_MS */
+        int64_t out_offset, err_offset; /* bytes; -1: all, and what is too long loses its middle */
+        size_t max_output;              /* bytes of each of stdout and stderr: at most WIRE_OUTPUT_MAX */
+};
+struct agent_job {
+        bool running;
+        bool pty;
+        struct agent_exec_result result; /* exit_code, signal, timed_out, leftover only when it has ended */
+};
+void agent_job_clear(struct agent_job *j);
+/* Waits for news, then reads. result.out and result.err are what stands behind the offsets. */
+int agent_job_read(struct agent *a, const struct agent_job_read_args *args, const struct op *op, struct agent_job *ret,
+                   struct error *err);
+/* Writes to the job's standard input, waiting at most wait_ms for it to be read; *ret_written may be less than n. */
+int agent_job_write(struct agent *a, uint64_t job_id, const void *data, size_t n, bool eof, int64_t wait_ms,
+                    const struct op *op, uint64_t *ret_written, struct error *err);
+/* *ret_running: whether it still runs; *ret_processes: how many got the signal. */
+int agent_job_kill(struct agent *a, uint64_t job_id, int sig, const struct op *op, bool *ret_running,
+                   uint64_t *ret_processes, struct error *err);
+int agent_job_resize(struct agent *a, uint64_t job_id, const struct agent_terminal *terminal, const struct op *op,
+                     struct error *err);
+/* *ret (owned): array of {job_id, command, running, pty, exit_code (null while it runs; 128 + signal), signal?,
+ * timed_out, left_running, started_at (RFC 3339), duration_ms, stdout_bytes, stderr_bytes}, oldest first. *ret_total:
+ * jobs that the guest knows. */
+int agent_job_list(struct agent *a, unsigned max, const struct op *op, json_t **ret, uint64_t *ret_total,
+                   struct error *err);
+/* Environment of all later commands: sets vars (object of strings), then removes the names in unset (array or NULL).
+ * Held in the guest's memory only. *ret_total: variables that are set now. */
+int agent_set_env(struct agent *a, json_t *vars, json_t *unset, const struct op *op, uint64_t *ret_total,
+                  struct error *err);
 
 struct agent_read_args {
         const char *path;
@@ -106,3 +154,27 @@ int agent_file_edit(struct agent *a, const char *path, const char *old_text, siz
  * order. Names that are not UTF-8 are shown sanitised, with "name_base64" beside them. */
 int agent_file_list(struct agent *a, const char *path, bool recursive, unsigned max_entries, const struct op *op,
                     json_t **ret, bool *ret_truncated, struct error *err);
+
+/*
+ * Files of any size between an open file of the host and a path of the guest, in constant memory. Holes stay holes.
+ * sha256 is computed here, over the bytes as they are sent or as they are written, holes as zeros. Instead of a
+ * deadline for the whole, each wait for the guest is limited to AGENT_TRANSFER_STALL_MS; op's deadline holds beside it.
+ * Progress is told in MiB.
+ */
+#define AGENT_TRANSFER_STALL_MS 60000
+#define SHA256_HEX_LEN 64
+
+struct agent_transfer {
+        uint64_t bytes; /* holes included */
+        char sha256[SHA256_HEX_LEN + 1];
+        unsigned mode; /* permission bits of the source */
+};
+/* Uploads fd, a regular file read from its beginning to the size that it has now; a file that becomes shorter meanwhile
+ * is an error. The guest's file appears whole or not at all, with permission bits `mode`. */
+int agent_upload(struct agent *a, int fd, const char *guest_path, unsigned mode, const struct op *op,
+                 struct agent_transfer *ret, struct error *err);
+/* Downloads to fd, an empty regular file of the caller, which is left as it is on failure (the caller drops it).
+ * Refused before the first byte: more than max_bytes (the size), or more than disk_bytes (what the guest's file really
+ * occupies, and never more than that is written). */
+int agent_download(struct agent *a, const char *guest_path, int fd, uint64_t max_bytes, uint64_t disk_bytes,
+                   const struct op *op, struct agent_transfer *ret, struct error *err);

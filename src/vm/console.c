@@ -163,5 +163,5 @@ int text_tail(const char *path, const char *older_path, size_t max_bytes, unsign
                 start = text.len - room;
         while (start < text.len && ((unsigned char) text.data[start] & 0xc0) == 0x80)
                 start++; /* not in the middle of a character */
-        return buf_append(out, text.data + start, text.len - start);
+        return start < text.len ? buf_append(out, text.data + start, text.len - start) : 0;
 }

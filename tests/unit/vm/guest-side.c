@@ -1,12 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Apart from the tests, because the two sides have each their own `struct agent`. */
 #include "guest-side.h"
 
 #include <sys/socket.h>
 
 #include "base/io.h"
 #include "base/thread.h"
-#include "guest/agent.h"
 #include "wire/handshake.h"
 
 #define PATIENCE_MS 60000
@@ -14,10 +12,10 @@
 struct guest_side {
         int fd;
         guest_play play;
+        struct mux_callbacks cb;
         pthread_t thread;
         bool joined;
-        struct mux *mux;    /* when joined */
-        struct agent agent; /* the real one */
+        struct mux *mux; /* when joined */
 
         pthread_mutex_t lock; /* guards busy */
         pthread_cond_t idle;
@@ -47,10 +45,6 @@ static void *play_main(void *arg) {
 static void opened(void *arg, struct mux_stream *stream, json_t *request) {
         struct guest_side *g = arg;
 
-        if (!g->play) {
-                dispatch_opened(&g->agent, stream, request);
-                return;
-        }
         struct playing *p = malloc(sizeof(*p));
         if (!p)
                 abort();
@@ -68,7 +62,6 @@ static void *shake_hands(void *arg) {
         struct guest_side *g = arg;
         const struct op op = op_timeout(PATIENCE_MS);
         struct handshake_scanner scanner = {0};
-        const struct mux_callbacks cb = {.opened = opened, .arg = g};
         uint8_t answer[HANDSHAKE_LEN], byte;
         size_t used;
 
@@ -77,27 +70,40 @@ static void *shake_hands(void *arg) {
                         return NULL;
         while (handshake_scan(&scanner, &byte, 1, &used, answer) == 0);
         if (write_full(g->fd, answer, sizeof(answer), &op) >= 0)
-                (void) mux_start(take_fd(&g->fd), MUX_GUEST, NULL, 0, NULL, &cb, &g->mux, NULL);
+                (void) mux_start(take_fd(&g->fd), MUX_GUEST, NULL, 0, NULL, &g->cb, &g->mux, NULL);
         return NULL;
 }
 
-struct guest_side *guest_side_start(int fd, guest_play play) {
+static struct guest_side *start(int fd) {
         struct guest_side *g = calloc(1, sizeof(*g));
 
         if (!g)
                 abort();
         g->fd = fd;
-        g->play = play;
         pthread_mutex_init(&g->lock, NULL);
         cond_init(&g->idle);
-        if (!play) {
-                if (agent_init(&g->agent, NULL, NULL) < 0)
-                        abort();
-                g->agent.root = ROOT_MOUNTED;
-        }
+        return g;
+}
+
+static struct guest_side *serve(struct guest_side *g) {
         if (thread_start(&g->thread, "guest", shake_hands, g) < 0)
                 abort();
         return g;
+}
+
+struct guest_side *guest_side_start(int fd, guest_play play) {
+        struct guest_side *g = start(fd);
+
+        g->play = play;
+        g->cb = (struct mux_callbacks){.opened = opened, .arg = g};
+        return serve(g);
+}
+
+struct guest_side *guest_side_start_with(int fd, const struct mux_callbacks *cb) {
+        struct guest_side *g = start(fd);
+
+        g->cb = *cb;
+        return serve(g);
 }
 
 /* Waits for the handshake's thread. */
@@ -123,7 +129,7 @@ void guest_side_stop(struct guest_side *g) {
         }
         mux_unref(g->mux);
         close_fd(g->fd);
-        if (!g->play)
-                agent_free(&g->agent);
+        pthread_cond_destroy(&g->idle);
+        pthread_mutex_destroy(&g->lock);
         free(g);
 }

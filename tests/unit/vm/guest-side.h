@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
-/* The far end of an agent's channel, in this process: a guest that the test plays, and the real one. */
+/* The far end of an agent's channel, in this process: a guest that the test plays. */
 
 #include <jansson.h>
 
@@ -12,9 +12,10 @@ typedef void (*guest_play)(struct mux_stream *s, const json_t *request);
 
 struct guest_side;
 
-/* Answers the handshake on fd (taken) and serves it until guest_side_stop(). play NULL: the real request handlers,
- * which can be had once at a time. */
+/* Answers the handshake on fd (taken) and serves it until guest_side_stop(). */
 struct guest_side *guest_side_start(int fd, guest_play play);
+/* The same with callbacks for what the host opens, instead of a play. */
+struct guest_side *guest_side_start_with(int fd, const struct mux_callbacks *cb);
 /* Breaks the connection. */
 void guest_side_hang_up(struct guest_side *g);
 void guest_side_stop(struct guest_side *g);
