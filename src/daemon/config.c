@@ -85,6 +85,7 @@ static const char *const accels[] = {"auto", "kvm", "tcg", NULL};
 static const struct config_key keys[] = {
         STRING("paths.state_dir", state_dir, NULL, .check = check_absolute),
         STRING("paths.image_dir", image_dir, NULL, .check = check_absolute),
+        STRING("paths.transfer_dir", transfer_dir, NULL, .check = check_absolute),
         STRING("log.level", log_level, "info", .choices = log_levels),
         STRING("defaults.base_image", default_image, "debian-dev", .check = check_image_name),
         INTEGER("defaults.vcpus", default_vcpus, 2, 1, 64),
@@ -94,6 +95,7 @@ static const struct config_key keys[] = {
         INTEGER("limits.memory_mb", max_memory_mb, 8192, 128, 1048576),
         INTEGER("limits.disk_gb", max_disk_gb, 100, 1, 65536),
         INTEGER("limits.workspaces", max_workspaces, 100, 1, 10000),
+        INTEGER("limits.transfer_gb", max_transfer_gb, 64, 1, 65536),
         STRING("vm.accel", accel, "auto", .choices = accels),
         STRING("vm.qemu", qemu, "", .check = check_qemu),
         INTEGER("vm.boot_timeout_secs", boot_timeout_secs, 60, 1, 3600),
@@ -382,7 +384,9 @@ static int default_paths(struct config *c, struct error *err) {
         }
         if (!c->image_dir)
                 c->image_dir = path_join(c->state_dir, "images");
-        return c->image_dir ? 0 : -ENOMEM;
+        if (!c->transfer_dir)
+                c->transfer_dir = path_join(c->state_dir, "transfers");
+        return c->image_dir && c->transfer_dir ? 0 : -ENOMEM;
 }
 
 int config_load(const char *path, struct config *ret, struct error *err) {

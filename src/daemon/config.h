@@ -15,17 +15,18 @@
 #include "workspace/workspace.h"
 
 struct config {
-        char *path;      /* file it was read from, or NULL */
-        char *state_dir; /* state.db, agentiso.sock, lock, daemon.log, vms/, disks/ */
-        char *image_dir; /* boot/ and the base images */
+        char *path;         /* file it was read from, or NULL */
+        char *state_dir;    /* state.db, agentiso.sock, lock, daemon.log, vms/, disks/ */
+        char *image_dir;    /* boot/ and the base images */
+        char *transfer_dir; /* the host's side of file_transfer */
         char *log_level;
         char *default_image;
         int64_t default_vcpus, default_memory_mb, default_disk_gb;
-        int64_t max_vcpus, max_memory_mb, max_disk_gb, max_workspaces;
+        int64_t max_vcpus, max_memory_mb, max_disk_gb, max_workspaces, max_transfer_gb;
         char *accel; /* auto, kvm, tcg */
         char *qemu;  /* path, or "" for the one in PATH */
         int64_t boot_timeout_secs;
-        int64_t reserve_mb; /* free disk space that a create must leave */
+        int64_t reserve_mb; /* free disk space that a create and a download must leave */
         char *network_cidr; /* e.g. 10.99.0.0/16 */
 };
 void config_clear(struct config *c);
@@ -35,7 +36,7 @@ void config_clear(struct config *c);
  * path NULL: $AGENTISO_CONFIG, else the first that exists of $XDG_CONFIG_HOME/agentiso/config.toml (not for root) and
  * /etc/agentiso/config.toml, else defaults. $AGENTISO_STATE_DIR and $AGENTISO_IMAGE_DIR override the file. Default
  * state_dir: /var/lib/agentiso for root, $XDG_STATE_HOME/agentiso or ~/.local/state/agentiso for others; default
- * image_dir: images below it.
+ * image_dir: images below it; default transfer_dir: transfers below it.
  */
 int config_load(const char *path, struct config *ret, struct error *err);
 char *config_socket_path(const struct config *c);

@@ -10,6 +10,8 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include "base/beneath.h"
+#include "base/file.h"
 #include "base/io.h"
 #include "daemon/engine.h"
 #include "mcp/server.h"
@@ -91,6 +93,22 @@ static int serve_clients(int signals, int listener, struct mcp_server *server, s
         }
 }
 
+/* The folder for transfers. Without it everything else works, and file_transfer says what is wrong. */
+static void prepare_transfers(const char *dir) {
+        _cleanup_beneath_ struct beneath b = BENEATH_INIT;
+        _cleanup_error_ struct error err = ERROR_INIT;
+
+        int r = mkdir_p(dir, 0700);
+        if (r < 0)
+                error_set_errno(&err, r, "Cannot make the directory %s", dir);
+        else
+                r = beneath_open(dir, &b, &err);
+        if (r < 0)
+                log_warn("files cannot be transferred", "error", error_message(&err));
+        else
+                beneath_tidy(&b);
+}
+
 static int run_server(int signals, int listener, struct engine *engine, struct error *err) {
         struct op recover = op_timeout(DAEMON_RECOVER_MS);
         struct mcp_server *server;
@@ -137,6 +155,7 @@ int daemon_run(const struct config *cfg, struct error *err) {
         listener = unix_listen(socket_path, DAEMON_BACKLOG);
         if (listener < 0)
                 return error_set_errno(err, listener, "cannot listen at %s", socket_path);
+        prepare_transfers(cfg->transfer_dir);
         r = run_server(signals, listener, &engine, err);
         /* Under the lock still: it cannot be the next daemon's socket. */
         unlink(socket_path);

@@ -23,6 +23,12 @@ static int open_core(struct engine *e, const struct config *cfg, struct error *e
                                 .max_disk_gb = (unsigned) cfg->max_disk_gb,
                                 .max_workspaces = (unsigned) cfg->max_workspaces,
                         },
+                .transfer =
+                        {
+                                .dir = cfg->transfer_dir,
+                                .max_bytes = (uint64_t) cfg->max_transfer_gb << 30,
+                                .reserve_bytes = (uint64_t) cfg->reserve_mb << 20,
+                        },
                 .boot_timeout_ms = cfg->boot_timeout_secs * MSEC_PER_SEC,
                 .get_platform = get_platform,
                 .get_platform_arg = e->probe,

@@ -54,7 +54,7 @@ struct owner {
 struct core {
         /* These never change. */
         struct core_config cfg; /* its texts point at the copies that follow */
-        char *vms_dir, *image_dir, *default_image;
+        char *vms_dir, *image_dir, *default_image, *transfer_dir;
         struct db *db;
         struct storage *storage;
         const struct platform *platform;

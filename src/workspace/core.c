@@ -34,11 +34,14 @@ static int copy_config(struct core *core, const struct core_config *cfg, struct 
         core->vms_dir = path_join(cfg->state_dir, "vms");
         core->image_dir = strdup(cfg->image_dir);
         core->default_image = strdup(cfg->default_image);
-        if (!core->vms_dir || !core->image_dir || !core->default_image)
+        if (cfg->transfer.dir)
+                core->transfer_dir = strdup(cfg->transfer.dir);
+        if (!core->vms_dir || !core->image_dir || !core->default_image || (cfg->transfer.dir && !core->transfer_dir))
                 return error_set_errno(err, ENOMEM, "Cannot open the workspaces");
         core->cfg.state_dir = NULL;
         core->cfg.image_dir = core->image_dir;
         core->cfg.default_image = core->default_image;
+        core->cfg.transfer.dir = core->transfer_dir;
 
         int r = mkdir_p(core->vms_dir, 0700);
         if (r < 0)
@@ -128,5 +131,10 @@ void core_close(struct core *core) {
         free(core->vms_dir);
         free(core->image_dir);
         free(core->default_image);
+        free(core->transfer_dir);
         free(core);
+}
+
+const struct core_transfer *core_transfer(const struct core *core) {
+        return &core->cfg.transfer;
 }

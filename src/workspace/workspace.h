@@ -25,12 +25,20 @@ struct core_limits {
         unsigned max_workspaces; /* that exist, running or not */
 };
 
+/* Files between the host and a guest (tools/transfer.c). */
+struct core_transfer {
+        const char *dir;        /* of the host; NULL: none */
+        uint64_t max_bytes;     /* of one file */
+        uint64_t reserve_bytes; /* that a download must leave free */
+};
+
 struct core_config {
         const char *state_dir; /* vms/ and disks/ are below it */
         const char *image_dir;
         const char *default_image;
         unsigned default_vcpus, default_memory_mb, default_disk_gb;
         struct core_limits limits;
+        struct core_transfer transfer;
         uint32_t network;    /* IPv4 network of the workspaces, host byte order, e.g. 10.99.0.0 */
         unsigned prefix_len; /* e.g. 16 */
         int64_t boot_timeout_ms;
@@ -49,6 +57,9 @@ int core_recover(struct core *core, const struct op *op, struct error *err);
 /* Lets go of all VMs without stopping them. */
 void core_close(struct core *core);
 DEFINE_CLEANUP(struct core *, core_close)
+
+/* As it was configured; never changes. */
+const struct core_transfer *core_transfer(const struct core *core);
 
 /* A copy of what is known of a workspace, for callers. */
 struct ws_view {

@@ -42,6 +42,7 @@ static void test_defaults(void) {
         CHECK_STR(cfg.default_image, "debian-dev");
         CHECK_INT(cfg.default_memory_mb, 512);
         CHECK_INT(cfg.max_workspaces, 100);
+        CHECK_INT(cfg.max_transfer_gb, 64);
         CHECK_STR(cfg.network_cidr, "10.99.0.0/16");
         CHECK_STR(cfg.qemu, "");
 }
@@ -55,6 +56,7 @@ static void test_values(void) {
                      &cfg, &err) == 0);
         CHECK_STR(cfg.state_dir, "/srv/a");
         CHECK_STR(cfg.image_dir, "/srv/a/images");
+        CHECK_STR(cfg.transfer_dir, "/srv/a/transfers");
         CHECK_STR(cfg.accel, "tcg");
         CHECK_INT(cfg.boot_timeout_secs, 9);
 
@@ -67,6 +69,17 @@ static void test_values(void) {
         char *path = config_socket_path(&cfg);
         CHECK_STR(path, "/srv/a/agentiso.sock");
         free(path);
+}
+
+static void test_transfer_values(void) {
+        _cleanup_config_ struct config cfg = {0};
+        _cleanup_error_ struct error err = ERROR_INIT;
+
+        REQUIRE(load("[paths]\ntransfer_dir = \"/srv/share\"\n[limits]\ntransfer_gb = 2\n", &cfg, &err) == 0);
+        CHECK_STR(cfg.transfer_dir, "/srv/share");
+        CHECK_INT(cfg.max_transfer_gb, 2);
+        CHECK(strstr(complaint("[paths]\ntransfer_dir = \"share\"\n"), "'paths.transfer_dir': 'share' is no absolute"));
+        CHECK(strstr(complaint("[limits]\ntransfer_gb = 0\n"), "'limits.transfer_gb' is 0 but must be between 1"));
 }
 
 static void test_unknown_keys(void) {
@@ -201,6 +214,7 @@ int main(void) {
         unsetenv("AGENTISO_CONFIG");
         RUN(test_defaults);
         RUN(test_values);
+        RUN(test_transfer_values);
         RUN(test_unknown_keys);
         RUN(test_wrong_values);
         RUN(test_networks);
