@@ -19,6 +19,18 @@ struct remarks {
         char id[UUID_LEN + 1];
 };
 
+/* Of TOOL_ACCESS_OWNER_EACH. */
+struct id_list {
+        const char **v; /* point into text */
+        char (*text)[UUID_LEN + 1];
+        size_t n;
+};
+
+static void id_list_clear(struct id_list *l) {
+        free((void *) l->v);
+        free(l->text);
+}
+
 static int push_text(json_t *content, json_t *text) {
         json_t *item = json_object();
 
@@ -151,9 +163,66 @@ static int check_args(const struct tool_entry *entry, const json_t *args, json_t
         return r;
 }
 
+/* Whether the workspace could be used, and its id; nothing is adopted. */
+static int may_use(struct core *core, const char *ref, const char *owner, char ret_id[UUID_LEN + 1],
+                   struct error *err) {
+        _cleanup_ws_view_ struct ws_view view = {0};
+        bool adopted;
+
+        int r = ws_get(core, ref, owner, &view, err);
+        if (r < 0)
+                return r;
+        memcpy(ret_id, view.row.id, UUID_LEN + 1);
+        return view.owned || view.orphaned ? 0 : ws_authorize(core, ref, owner, false, ret_id, &adopted, err);
+}
+
+static int check_twice(const struct id_list *ids, size_t i, const json_t *refs, struct error *err) {
+        for (size_t k = 0; k < i; k++) {
+                if (!str_eq(ids->v[k], ids->v[i]))
+                        continue;
+                const char *a = json_string_value(json_array_get(refs, k));
+                const char *b = json_string_value(json_array_get(refs, i));
+                error_set(
+                        err, ERROR_INVALID_ARGUMENT,
+                        "Argument \"workspace_ids\" has the same workspace twice: items %zu (\"%s\") and %zu (\"%s\")",
+                        k + 1, a, i + 1, b);
+                error_hint(err, "Name each workspace once; join commands for one with &&.");
+                return -EINVAL;
+        }
+        return 0;
+}
+
+/* All are checked before the first is adopted. */
+static int authorize_each(struct core *core, const char *owner, const json_t *refs, struct id_list *ids,
+                          bool *ret_adopted, struct error *err) {
+        ids->n = json_array_size(refs);
+        ids->v = (const char **) calloc(ids->n + 1, sizeof(*ids->v));
+        ids->text = calloc(ids->n + 1, sizeof(*ids->text));
+        if (!ids->v || !ids->text)
+                return error_set_errno(err, ENOMEM, "Cannot look up the workspaces");
+        for (size_t i = 0; i < ids->n; i++) {
+                int r = may_use(core, json_string_value(json_array_get(refs, i)), owner, ids->text[i], err);
+                ids->v[i] = ids->text[i];
+                if (r >= 0)
+                        r = check_twice(ids, i, refs, err);
+                if (r < 0)
+                        return r;
+        }
+        for (size_t i = 0; i < ids->n; i++) {
+                char id[UUID_LEN + 1];
+                bool adopted;
+
+                int r = ws_authorize(core, ids->v[i], owner, true, id, &adopted, err);
+                if (r < 0)
+                        return r;
+                *ret_adopted = *ret_adopted || adopted;
+        }
+        return 0;
+}
+
 /* Access as the tool's row declares it. */
 static int authorize(struct core *core, const char *owner, const struct tool_entry *entry, const json_t *args,
-                     struct remarks *rm, struct error *err) {
+                     struct remarks *rm, struct id_list *ids, struct error *err) {
         const char *ref = json_string_value(json_object_get(args, "workspace_id"));
 
         switch (entry->tool->access) {
@@ -170,6 +239,8 @@ static int authorize(struct core *core, const char *owner, const struct tool_ent
                 return ws_authorize(core, ref, owner, true, rm->id, &rm->adopted, err);
         case TOOL_ACCESS_OWNER_NO_ADOPT:
                 return ws_authorize(core, ref, owner, false, rm->id, &rm->adopted, err);
+        case TOOL_ACCESS_OWNER_EACH:
+                return authorize_each(core, owner, json_object_get(args, "workspace_ids"), ids, &rm->adopted, err);
         }
         return -EINVAL;
 }
@@ -177,13 +248,14 @@ static int authorize(struct core *core, const char *owner, const struct tool_ent
 static int run(struct mcp_server *server, const char *owner, const struct tool_entry *entry, const json_t *given,
                const struct op *op, struct remarks *rm, struct tool_result *ret, struct error *err) {
         _cleanup_json_ json_t *args = NULL;
+        _cleanup_(id_list_clear) struct id_list ids = {0};
 
         if (!rm->warnings)
                 return error_set_errno(err, ENOMEM, "Cannot run %s", entry->tool->name);
         int r = check_args(entry, given, rm->warnings, &args, err);
         if (r < 0)
                 return r;
-        r = authorize(server->core, owner, entry, args, rm, err);
+        r = authorize(server->core, owner, entry, args, rm, &ids, err);
         if (r < 0)
                 return r;
 
@@ -191,6 +263,8 @@ static int run(struct mcp_server *server, const char *owner, const struct tool_e
                 .core = server->core,
                 .owner = owner,
                 .workspace_id = *rm->id ? rm->id : NULL,
+                .workspace_ids = ids.v,
+                .n_workspaces = ids.n,
                 .args = args,
                 .op = op,
         };

@@ -16,6 +16,7 @@
 #define MATCH_DEPTH_LIMIT 1000u
 #define MATCH_HEAP_LIMIT_KIB 1024u
 #define SHOWN_VALUE_MAX 60u                 /* bytes of a wrong value that its message quotes */
+#define KEY_SHOWN_MAX 80u                   /* bytes of a key in the name of a nested value */
 #define PART_MIN 3u                         /* characters of a part by which a name may be meant */
 #define PATH_MAX_LEN 200u                   /* bytes of the name of a nested value */
 #define DOUBLE_EXACT_MAX 9007199254740992.0 /* 2^53 */
@@ -43,6 +44,7 @@ struct property {
 struct schema {
         json_t *description; /* a reference: names and values below point into it */
         enum type type;
+        bool nullable;        /* null will do as well */
         const json_t *values; /* enum: array of strings, or NULL */
         double min, max;      /* -INFINITY, INFINITY: none */
         size_t min_len, max_len;
@@ -53,6 +55,7 @@ struct schema {
         struct property *properties;
         size_t n_properties;
         struct schema *additional; /* of keys that are not in properties; NULL: anything */
+        bool secret;               /* a map or what is in one: messages do not show the value */
         const json_t *fallback;    /* default, or NULL */
 };
 
@@ -87,6 +90,17 @@ static int compile_type(struct schema *s, const json_t *value, const char *where
                         return 0;
                 }
         return bad_schema(err, where, "type", "is not the name of one type");
+}
+
+/* [{"type": ...}, {"type": "null"}]: results have values that may be null, and clients take no list of types. */
+static int compile_any_of(struct schema *s, const json_t *value, const char *where, struct error *err) {
+        const json_t *first = json_array_get(value, 0), *second = json_array_get(value, 1);
+
+        if (json_array_size(value) != 2 || json_object_size(first) != 1 || json_object_size(second) != 1 ||
+            !str_eq(json_string_value(json_object_get(second, "type")), "null"))
+                return bad_schema(err, where, "anyOf", "may only be a type and null");
+        s->nullable = true;
+        return compile_type(s, json_object_get(first, "type"), where, err);
 }
 
 static int compile_pattern(struct schema *s, const json_t *value, const char *where, struct error *err) {
@@ -176,6 +190,8 @@ static int compile_keyword(struct schema *s, const char *key, const json_t *valu
                 return 0;
         if (str_eq(key, "type"))
                 return compile_type(s, value, where, err);
+        if (str_eq(key, "anyOf"))
+                return compile_any_of(s, value, where, err);
         if (str_eq(key, "enum"))
                 return compile_enum(s, value, where, err);
         if (str_eq(key, "pattern"))
@@ -198,8 +214,12 @@ static int compile_keyword(struct schema *s, const char *key, const json_t *valu
                 return compile_properties(s, value, where, err);
         if (str_eq(key, "items"))
                 return schema_compile(value, where, &s->items, err);
-        if (str_eq(key, "additionalProperties"))
-                return schema_compile(value, where, &s->additional, err);
+        if (str_eq(key, "additionalProperties")) {
+                int r = schema_compile(value, where, &s->additional, err);
+                if (r >= 0)
+                        s->secret = s->additional->secret = true;
+                return r;
+        }
         if (str_eq(key, "default")) {
                 s->fallback = value;
                 return 0;
@@ -260,6 +280,8 @@ static int describe(const struct schema *s, struct buf *out) {
                 r = buf_printf(out, " of at least %.0f", s->min);
         else if (r == 0 && isfinite(s->max))
                 r = buf_printf(out, " of at most %.0f", s->max);
+        if (r == 0 && s->items && s->items->type != TYPE_ANY)
+                r = buf_printf(out, " of %ss", type_names[s->items->type]);
         bool absolute = s->pattern && str_eq(s->pattern_text, "^/");
         if (r == 0 && absolute)
                 r = buf_append_str(out, " that begins with \"/\"");
@@ -270,7 +292,7 @@ static int describe(const struct schema *s, struct buf *out) {
         if (r == 0 && s->pattern && !absolute)
                 r = buf_printf(out, " matching %s", s->pattern_text);
         if (r == 0 && s->max_items != SIZE_MAX)
-                r = buf_printf(out, " of %zu to %zu items", s->min_items, s->max_items);
+                r = buf_printf(out, " with %zu to %zu items", s->min_items, s->max_items);
         if (r == 0 && s->max_properties != SIZE_MAX)
                 r = buf_printf(out, " of at most %zu keys", s->max_properties);
         return r;
@@ -294,7 +316,10 @@ static int wrong_value(const struct schema *s, const char *path, const json_t *v
         _cleanup_buf_ struct buf want = BUF_INIT(4096), got = BUF_INIT(4096);
 
         (void) describe(s, &want);
-        show_value(value, &got);
+        if (s->secret)
+                (void) buf_printf(&got, "of type %s", json_type_name(value));
+        else
+                show_value(value, &got);
         error_set(err, ERROR_INVALID_ARGUMENT, "Argument \"%s\" must be %s, not %s", path,
                   want.data ? want.data : "other", got.data ? got.data : json_type_name(value));
         if (s->values && json_is_string(value)) {
@@ -366,6 +391,8 @@ static bool is_integer(const json_t *value) {
 
 /* Type and limits of the value itself, not of what is inside. */
 static bool value_fits(const struct schema *s, const json_t *value) {
+        if (s->nullable && json_is_null(value))
+                return true;
         switch (s->type) {
         case TYPE_ANY:
                 return true;
@@ -400,7 +427,9 @@ static int check_member(const struct schema *s, const char *path, const char *ke
 
         if (!s)
                 return 0;
-        (void) snprintf(inner, sizeof(inner), "%s%s%.*s", path, *path ? "." : "", 80, key);
+        /* Of a map's key that was written as NAME=value only the name. */
+        (void) snprintf(inner, sizeof(inner), "%s%s%.*s", path, *path ? "." : "",
+                        (int) MIN(strcspn(key, "="), (size_t) KEY_SHOWN_MAX), key);
         inner[utf8_floor(inner, strlen(inner))] = 0;
         return check(s, inner, value, err);
 }
@@ -486,10 +515,47 @@ static int warn_unknown(const struct schema *s, const char *key, json_t *warning
         return json_push(warnings, text ? json_string(text) : NULL);
 }
 
-/* A copy of an argument; an integer that was written with a fraction becomes one. */
+/* What a value looks like to a handler: an integer that was written with a fraction is one, and a string where an array
+ * of strings is wanted is an array of one. */
+static json_t *copy_value(const struct schema *s, const json_t *value);
+
+static json_t *copy_object(const struct schema *s, const json_t *value) {
+        _cleanup_json_ json_t *out = json_object();
+        const char *key;
+        json_t *item;
+
+        json_object_foreach ((json_t *) value, key, item) {
+                const struct property *p = find_property(s, key);
+                const struct schema *inner = p ? p->schema : s->additional;
+
+                if (!out || json_put(out, key, inner ? copy_value(inner, item) : json_deep_copy(item)) < 0)
+                        return NULL;
+        }
+        return TAKE_PTR(out);
+}
+
+static json_t *copy_array(const struct schema *items, const json_t *value) {
+        _cleanup_json_ json_t *out = json_array();
+        size_t i;
+        json_t *item;
+
+        json_array_foreach ((json_t *) value, i, item)
+                if (!out || json_push(out, copy_value(items, item)) < 0)
+                        return NULL;
+        return TAKE_PTR(out);
+}
+
 static json_t *copy_value(const struct schema *s, const json_t *value) {
         if (s->type == TYPE_INTEGER && json_is_real(value) && is_integer(value))
                 return json_integer((json_int_t) json_real_value(value));
+        if (s->type == TYPE_OBJECT && json_is_object(value))
+                return copy_object(s, value);
+        if (s->type != TYPE_ARRAY || !s->items)
+                return json_deep_copy(value);
+        if (json_is_array(value))
+                return copy_array(s->items, value);
+        if (s->items->type == TYPE_STRING && json_is_string(value))
+                return json_pack("[o]", json_deep_copy(value));
         return json_deep_copy(value);
 }
 

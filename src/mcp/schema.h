@@ -2,14 +2,17 @@
 #pragma once
 
 /*
- * The part of JSON Schema that our tools use: type, enum, minimum, maximum, minLength, maxLength, pattern, items,
- * minItems, maxItems, properties, required, additionalProperties (a schema), maxProperties, default.
+ * The part of JSON Schema that our tools use: type, anyOf (a type and null), enum, minimum, maximum, minLength,
+ * maxLength, pattern, items, minItems, maxItems, properties, required, additionalProperties (a schema), maxProperties,
+ * default.
  *
  * A description is compiled once, when the server starts; a keyword that is not in this list is a mistake in our own
  * files and refused then. Patterns run through PCRE2 with limits on matching.
  *
  * Arguments: absent and null are the same. Unknown keys of the outermost object are left out of the result and named
- * in a warning, with the nearest known key. A number without a fraction is an integer, however it is written.
+ * in a warning, with the nearest known key. A number without a fraction is an integer, however it is written. A string
+ * where an array of strings is wanted counts as an array of one, because models write it so. The values of a map (an
+ * object with additionalProperties) may be secrets: messages tell their type only.
  */
 
 #include <jansson.h>

@@ -24,13 +24,16 @@ enum tool_access {
         TOOL_ACCESS_READ,           /* workspace_id of anybody */
         TOOL_ACCESS_OWNER,          /* workspace_id of the caller; an orphan is adopted */
         TOOL_ACCESS_OWNER_NO_ADOPT, /* the caller's alone; an orphan must be adopted by another call first (destroy) */
+        TOOL_ACCESS_OWNER_EACH,     /* workspace_ids, all of the caller and no two the same; orphans are adopted */
 };
 
 struct tool_call {
         struct core *core;
-        const char *owner;        /* of the client's connection */
-        const char *workspace_id; /* resolved and authorised by dispatch; NULL for TOOL_ACCESS_NONE */
-        json_t *args;             /* checked, defaults filled in */
+        const char *owner;                /* of the client's connection */
+        const char *workspace_id;         /* resolved and authorised by dispatch; NULL without workspace_id */
+        const char *const *workspace_ids; /* the same for TOOL_ACCESS_OWNER_EACH, in the order given */
+        size_t n_workspaces;
+        json_t *args; /* checked, defaults filled in */
         const struct op *op;
 };
 

@@ -33,9 +33,13 @@ META = {"io.modelcontextprotocol/protocolVersion": MODERN, "io.modelcontextproto
 def schema_errors(schema, value, where="result"):
     """Checks a value against the part of JSON Schema that the tools use; unknown keywords are an error."""
     known = {"type", "properties", "required", "items", "enum", "additionalProperties", "description", "minimum",
-             "maximum", "minLength", "maxLength", "pattern", "default", "maxProperties", "minItems", "maxItems"}
+             "maximum", "minLength", "maxLength", "pattern", "default", "maxProperties", "minItems", "maxItems", "anyOf"}
     assert set(schema) <= known, set(schema) - known
     types = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
+    if "anyOf" in schema:  # a type or null
+        if value is not None:
+            yield from schema_errors(schema["anyOf"][0], value, where)
+        return
     if "type" in schema:
         right = isinstance(value, types[schema["type"]])
         if schema["type"] in ("integer", "number") and isinstance(value, bool):
@@ -250,11 +254,9 @@ def harness(spawn):
     return peer
 
 
-@pytest.fixture
-def listener(spawn, tmp_path):
+def connector(spawn, path, *options):
     """A function that connects to one harness, again and again."""
-    path = str(tmp_path / "socket")
-    server = spawn("--listen", path, "--test-tools")
+    server = spawn("--listen", path, "--test-tools", *options)
     assert server.line() == b"ready\n"
 
     def connect(initialize=True, read=True):
@@ -265,3 +267,14 @@ def listener(spawn, tmp_path):
 
     connect.server = server
     return connect
+
+
+@pytest.fixture
+def listener(spawn, tmp_path):
+    return connector(spawn, str(tmp_path / "socket"))
+
+
+@pytest.fixture
+def orphans(spawn, tmp_path):
+    """The same with the workspaces ws-000 to ws-002, which nobody owns."""
+    return connector(spawn, str(tmp_path / "socket"), "--workspaces", "3")

@@ -40,7 +40,11 @@ static const char test_json[] =
         "\"annotations\":{}},"
         "{\"name\":\"test_fail\",\"description\":\"Fails.\",\"inputSchema\":{\"type\":\"object\",\"properties\":{"
         "\"message\":{\"type\":\"string\"},\"hint\":{\"type\":\"string\"}},\"required\":[\"message\",\"hint\"]},"
-        "\"annotations\":{}}]";
+        "\"annotations\":{}},"
+        "{\"name\":\"test_each\",\"description\":\"Names the workspaces of the "
+        "call.\",\"inputSchema\":{\"type\":\"object\","
+        "\"properties\":{\"workspace_ids\":{\"type\":\"array\",\"items\":{\"type\":\"string\"}}},"
+        "\"required\":[\"workspace_ids\"]},\"annotations\":{}}]";
 
 /* Waits `ms` milliseconds; reports progress `reports` times before that. */
 static int test_wait(const struct tool_call *call, struct tool_result *ret, struct error *err) {
@@ -90,10 +94,28 @@ static int test_fail(const struct tool_call *call, struct tool_result *ret, stru
         return -EINVAL;
 }
 
+/* The names of the workspaces that dispatch lets through, in their order. */
+static int test_each(const struct tool_call *call, struct tool_result *ret, struct error *err) {
+        _cleanup_json_ json_t *names = json_array();
+
+        for (size_t i = 0; i < call->n_workspaces; i++) {
+                _cleanup_ws_view_ struct ws_view view = {0};
+
+                int r = ws_get(call->core, call->workspace_ids[i], call->owner, &view, err);
+                if (r < 0)
+                        return r;
+                if (json_push(names, view.owned ? json_string(view.row.name) : json_null()) < 0)
+                        return -ENOMEM;
+        }
+        ret->value = json_pack("{s:O}", "names", names);
+        return 0;
+}
+
 static const struct tool test_tools[] = {
         {"test_wait", TOOL_ACCESS_NONE, TEST_TIMEOUT_MS, test_wait},
         {"test_big", TOOL_ACCESS_NONE, TEST_TIMEOUT_MS, test_big},
         {"test_fail", TOOL_ACCESS_NONE, TEST_TIMEOUT_MS, test_fail},
+        {"test_each", TOOL_ACCESS_OWNER_EACH, TEST_TIMEOUT_MS, test_each},
 };
 static const struct tool_group test_group = {test_json, test_tools, ARRAY_SIZE(test_tools)};
 

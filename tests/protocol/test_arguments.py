@@ -13,7 +13,9 @@ TOOLS = [tool for path in sorted((ROOT / "src" / "tools").glob("*.json"))
 # Values that pass the check; the workspace does not exist, so nothing is ever done.
 GOOD = {
     "workspace_id": "no-such-workspace", "path": "/tmp/x", "command": "true", "content": "", "old_string": "a",
-    "new_string": "b", "name": "x", "base_image": "no-such-image",
+    "new_string": "b", "name": "x", "base_image": "no-such-image", "action": "list", "vars": {},
+    "workspace_ids": ["no-such-workspace"], "commands": ["true"], "direction": "upload", "host_path": "x",
+    "guest_path": "/tmp/x",
 }
 WRONG_TYPES = {
     "string": [5, True, [], {}, 1.5], "integer": ["5", True, [], {}, 1.5, 1e300], "boolean": ["true", 0, 1, [], {}],
@@ -39,6 +41,8 @@ def cases():
                 yield tool["name"], {**{k: v for k, v in good(tool).items() if k != key}, **wrong}, key, "missing"
         for key, s in schema["properties"].items():
             for value in WRONG_TYPES[s["type"]]:
+                if value == "x" and s.get("items", {}).get("type") == "string":
+                    continue  # counts as an array of one
                 yield tool["name"], {**good(tool), key: value}, key, "must be"
             for value in out_of_range(s):
                 yield tool["name"], {**good(tool), key: value}, key, "must be"
@@ -61,6 +65,12 @@ def out_of_range(schema):
         yield "/" + "\u20ac" * schema["maxLength"]
     if "pattern" in schema:
         yield from ("", "\n", "\u20ac" * 1000)
+    if schema.get("minItems"):
+        yield []
+    if "maxItems" in schema:
+        yield ["x"] * (schema["maxItems"] + 1)
+    if schema["type"] == "array":
+        yield from ([None], [[]], [{}])
     if "additionalProperties" in schema:
         yield from ({"A": 1}, {"A": None}, {"A": {}})
     if "maxProperties" in schema:
@@ -136,25 +146,107 @@ def test_many_unknown_arguments_are_bounded(client):
     assert len(result["structuredContent"]["warnings"]) <= 20
 
 
-@pytest.mark.parametrize("name", ["PATH", "IFS", "ENV", "BASH_ENV", "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_"])
-def test_refused_environment_variables(spawn, name):
-    peer = spawn("--workspaces", "1")
+@pytest.fixture
+def stopped(spawn):
+    """A session in which the workspaces ws-000 to ws-002 are there and stopped."""
+    peer = spawn("--workspaces", "3")
     peer.initialize()
-    result = peer.call("exec", {"workspace_id": "ws-000", "command": "true", "env": {"OK": "1", name: "x"}})
-    assert result["_meta"]["code"] == "invalid_argument" and name in result["content"][0]["text"]
+    return peer
+
+
+@pytest.mark.parametrize("name", ["PATH", "IFS", "ENV", "BASH_ENV", "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_"])
+def test_refused_environment_variables(stopped, name):
+    env = {"OK": "1", name: "x"}
+    for tool, arguments in (("exec", {"workspace_id": "ws-000", "command": "true", "env": env}),
+                            ("exec_background", {"workspace_id": "ws-000", "action": "start", "command": "true",
+                                                 "env": env}),
+                            ("set_env", {"workspace_id": "ws-000", "vars": env}),
+                            ("exec_parallel", {"workspace_ids": ["ws-000"], "commands": "true", "env": env})):
+        result = stopped.call(tool, arguments)
+        assert result["_meta"]["code"] == "invalid_argument" and name in result["content"][0]["text"], tool
+
+
+SECRET = "hunter2secret"
+
+
+@pytest.mark.parametrize("tool", ["set_env", "exec", "exec_background", "exec_parallel"])
+@pytest.mark.parametrize("value", [
+    f"A={SECRET}", [SECRET], {"A": [SECRET]}, {"A": {"B": SECRET}}, {"A": SECRET, "PATH": SECRET}, {f"A={SECRET}": ""},
+    {f"1A={SECRET}": "x"}, {"A": SECRET * 100000}, {"A": SECRET, "B": 5}, {"A": SECRET, f"B={SECRET}": None},
+])
+def test_no_error_shows_the_value_of_a_variable(stopped, tool, value):
+    arguments = {"set_env": {"vars": value}, "exec": {"command": "true", "env": value},
+                 "exec_background": {"action": "start", "command": "true", "env": value},
+                 "exec_parallel": {"workspace_ids": "ws-000", "commands": "true", "env": value}}[tool]
+    if tool != "exec_parallel":
+        arguments["workspace_id"] = "ws-000"
+    result = stopped.call(tool, arguments)
+    assert result["_meta"]["code"] == "invalid_argument" and SECRET not in json.dumps(result)
+
+
+@pytest.mark.parametrize("action, arguments, missing", [
+    ("start", {}, "command"), ("poll", {}, "job_id"), ("kill", {}, "job_id"), ("write", {"data": "x"}, "job_id"),
+    ("write", {"job_id": 1}, "data"), ("write", {"job_id": 1, "eof": False}, "data"),
+    ("resize", {"cols": 80, "rows": 24}, "job_id"), ("resize", {"job_id": 1, "rows": 24}, "cols"),
+    ("resize", {"job_id": 1, "cols": 80}, "rows"), ("start", {"command": None, "job_id": 3}, "command"),
+])
+def test_what_an_action_needs(stopped, action, arguments, missing):
+    result = stopped.call("exec_background", {"workspace_id": "ws-000", "action": action, **arguments})
+    assert result["_meta"]["code"] == "invalid_argument"
+    assert f'"{action}"' in result["content"][0]["text"] and f'"{missing}"' in result["content"][0]["text"]
+
+
+@pytest.mark.parametrize("action, arguments", [
+    ("start", {"command": "true"}), ("poll", {"job_id": 1}), ("kill", {"job_id": 1}),
+    ("write", {"job_id": 1, "data": ""}), ("write", {"job_id": 1, "eof": True}), ("list", {}),
+    ("resize", {"job_id": 1, "cols": 80, "rows": 24}),
+    # What belongs to another action stops nothing.
+    ("list", {"job_id": 1, "signal": 9, "command": "true", "wait_secs": 5}),
+    ("start", {"command": "true", "cols": 80}),
+])
+def test_an_action_with_what_it_needs_gets_to_the_workspace(stopped, action, arguments):
+    result = stopped.call("exec_background", {"workspace_id": "ws-000", "action": action, **arguments})
+    assert result["_meta"]["code"] == "not_running"
+
+
+@pytest.mark.parametrize("arguments, text", [
+    ({"workspace_ids": ["ws-000", "ws-001"], "commands": ["a", "b", "c"]}, "3 items for 2 workspaces"),
+    ({"workspace_ids": ["ws-000", "ws-001", "ws-002"], "commands": ["a", "b"]}, "2 items for 3 workspaces"),
+    ({"workspace_ids": ["ws-000", "ws-001", "ws-000"], "commands": "a"}, "twice"),
+    ({"workspace_ids": "ws-000", "commands": "x" * 200000}, "131071"),
+])
+def test_commands_for_several_workspaces(stopped, arguments, text):
+    result = stopped.call("exec_parallel", arguments)
+    assert result["_meta"]["code"] == "invalid_argument" and text in result["content"][0]["text"]
+
+
+def test_the_same_workspace_by_name_and_by_id(stopped):
+    listed = stopped.call("workspace_list")["structuredContent"]["workspaces"]
+    first = next(w for w in listed if w["name"] == "ws-000")
+    result = stopped.call("exec_parallel", {"workspace_ids": ["ws-000", first["workspace_id"]], "commands": "true"})
+    assert result["_meta"]["code"] == "invalid_argument" and "twice" in result["content"][0]["text"]
+
+
+@pytest.mark.parametrize("commands", ["true", ["true"], ["true", "false", "true"]])
+def test_a_string_counts_as_an_array_of_one(stopped, commands):
+    result = stopped.call("exec_parallel", {"workspace_ids": ["ws-000", "ws-001", "ws-002"], "commands": commands})
+    assert result["_meta"]["code"] == "not_running" and "ws-000" in result["content"][0]["text"]
 
 
 @pytest.mark.parametrize("tool, arguments, text", [
-    ("exec", {"command": "true", "env": {"A=B": "x"}}, "A=B"),
+    ("exec", {"command": "true", "env": {"A=B": "x"}}, '"A=..."'),
     ("exec", {"command": "true", "env": {"": "x"}}, "variable"),
     ("exec", {"command": "true", "env": {"1A": "x"}}, "1A"),
     ("exec", {"command": "x" * 200000}, "131071"),
+    ("exec_background", {"action": "start", "command": "x" * 200000}, "131071"),
+    ("exec_background", {"action": "write", "job_id": 1, "data": "no base64!", "encoding": "base64"}, "base64"),
+    ("exec_background", {"action": "write", "job_id": 1, "data": "x" * (1024 * 1024 + 1)}, "1048576"),
+    ("set_env", {"vars": {}, "unset": ["A", "B C"]}, "B C"),
+    ("set_env", {"vars": {"A": "x" * (256 * 1024)}}, "262144"),
     ("file_write", {"path": "/x", "content": "no base64!", "encoding": "base64"}, "base64"),
     ("file_edit", {"path": "/x", "old_string": "same", "new_string": "same"}, "same"),
     ("file_read", {"path": "/x", "offset": 1, "start_line": 1}, "offset"),
 ])
-def test_what_no_schema_can_say(spawn, tool, arguments, text):
-    peer = spawn("--workspaces", "1")
-    peer.initialize()
-    result = peer.call(tool, {"workspace_id": "ws-000", **arguments})
+def test_what_no_schema_can_say(stopped, tool, arguments, text):
+    result = stopped.call(tool, {"workspace_id": "ws-000", **arguments})
     assert result["_meta"]["code"] == "invalid_argument" and text in result["content"][0]["text"]

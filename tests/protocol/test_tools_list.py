@@ -15,13 +15,18 @@ CONTRACT = {
     "workspace_list": {"state_filter", "name_prefix", "cursor"},
     "workspace_info": {"workspace_id"},
     "workspace_logs": {"workspace_id", "log_type", "max_lines"},
-    "exec": {"workspace_id", "command", "timeout_secs", "workdir", "env", "stdin", "max_output_bytes"},
+    "exec": {"workspace_id", "command", "timeout_secs", "workdir", "env", "stdin", "max_output_bytes", "yield_secs"},
+    "exec_background": {"action", "workspace_id", "command", "workdir", "env", "pty", "cols", "rows", "job_id",
+                        "signal", "wait_secs", "stdout_offset", "stderr_offset", "data", "eof"},
+    "set_env": {"workspace_id", "vars"},
+    "exec_parallel": {"workspace_ids", "commands", "timeout_secs", "workdir", "env", "max_output_bytes"},
     "file_read": {"workspace_id", "path", "offset", "limit", "start_line", "line_count", "encoding"},
     "file_write": {"workspace_id", "path", "content", "mode", "encoding", "append"},
     "file_edit": {"workspace_id", "path", "old_string", "new_string", "replace_all"},
     "file_list": {"workspace_id", "path", "recursive", "max_entries"},
 }
 CHARS_PER_TOKEN = 4
+TOKENS_MAX = 8000
 ALLOWED_KEYWORDS = {"type", "properties", "required", "description", "enum", "default", "minimum", "maximum",
                     "minLength", "maxLength", "pattern", "items", "minItems", "maxItems", "additionalProperties",
                     "maxProperties"}
@@ -43,9 +48,13 @@ def test_the_bytes_never_change(spawn):
     assert len(seen) == 1
 
 
+def tokens(tools):
+    return len(json.dumps(tools, separators=(",", ":"), ensure_ascii=False)) / CHARS_PER_TOKEN
+
+
 def test_size(client, tools):
-    size = len(json.dumps(tools, separators=(",", ":"), ensure_ascii=False))
-    assert size / CHARS_PER_TOKEN < 8000, size
+    assert tokens(tools) < TOKENS_MAX
+    assert tokens([{**t, "description": t["description"] + "x" * 4 * TOKENS_MAX} for t in tools]) > TOKENS_MAX
     for tool in tools:
         assert len(tool["description"].encode()) < 2048
 
@@ -64,31 +73,36 @@ def test_names_and_parameters_of_the_contract(tools):
         assert parameters <= set(by_name[name]["inputSchema"]["properties"]), name
 
 
-def walk(schema, where, is_input):
+def walk(schema, where, is_input, is_argument):
     assert isinstance(schema, dict), f"{where}: boolean schemas are not portable"
-    assert set(schema) <= ALLOWED_KEYWORDS, f"{where}: {set(schema) - ALLOWED_KEYWORDS}"
-    assert isinstance(schema["type"], str), f"{where}: one type"
+    allowed = ALLOWED_KEYWORDS if is_argument else ALLOWED_KEYWORDS | {"anyOf"}
+    assert set(schema) <= allowed, f"{where}: {set(schema) - allowed}"
+    if "type" in schema or is_argument:
+        assert isinstance(schema["type"], str), f"{where}: one type"
+    else:
+        assert [set(either) for either in schema["anyOf"]] == [{"type"}, {"type"}], where
+        assert schema["anyOf"][1]["type"] == "null", f"{where}: only what may be null has no type"
     if "pattern" in schema:
         re.compile(schema["pattern"])
     for key in schema.get("required", []):
         assert key in schema["properties"], f"{where}: {key}"
     for name, inner in schema.get("properties", {}).items():
-        walk(inner, f"{where}.{name}", is_input)
+        walk(inner, f"{where}.{name}", is_input, is_argument)
         if is_input:
             assert len(inner["description"]) >= 8, f"{where}.{name} needs a description"
     for key in ("items", "additionalProperties"):
         if key in schema:
-            walk(schema[key], f"{where}.{key}", False)
+            walk(schema[key], f"{where}.{key}", False, is_argument)
 
 
 def test_schemas_are_portable(tools):
     for tool in tools:
         assert re.fullmatch(r"[a-z_]{1,64}", tool["name"])
         assert tool["inputSchema"]["type"] == "object" and "properties" in tool["inputSchema"]
-        walk(tool["inputSchema"], tool["name"], True)
+        walk(tool["inputSchema"], tool["name"], True, True)
         if "outputSchema" in tool:
             assert tool["outputSchema"]["type"] == "object"
-            walk(tool["outputSchema"], tool["name"], False)
+            walk(tool["outputSchema"], tool["name"], False, False)
 
 
 def test_annotations(tools):
@@ -101,6 +115,10 @@ def test_annotations(tools):
     assert hints["workspace_destroy"]["destructiveHint"]
     for name in ("workspace_list", "workspace_info", "workspace_logs", "file_read", "file_list"):
         assert hints[name]["readOnlyHint"], name
+    for name in ("exec", "exec_background", "exec_parallel", "set_env"):
+        assert not hints[name]["readOnlyHint"] and not hints[name]["destructiveHint"], name
+        assert not hints[name]["openWorldHint"], name
+    assert hints["set_env"]["idempotentHint"] and not hints["exec_background"]["idempotentHint"]
 
 
 def test_the_first_sentence_says_what_it_does(tools):
@@ -111,7 +129,8 @@ def test_the_first_sentence_says_what_it_does(tools):
 
 def test_core_tools_are_always_loaded(tools):
     loaded = {t["name"] for t in tools if t.get("_meta", {}).get("anthropic/alwaysLoad") is True}
-    assert {"workspace_create", "workspace_destroy", "exec", "file_read", "file_write", "file_list"} <= loaded
+    assert {"workspace_create", "workspace_destroy", "exec", "exec_background", "file_read", "file_write",
+            "file_list"} <= loaded
 
 
 def test_the_documentation_names_every_tool(tools):

@@ -122,12 +122,84 @@ static void test_unknown_arguments_are_named(void) {
         CHECK(second && strstr(second, "zzzzzzzz") && !strstr(second, "mean"));
 }
 
+static const char strings[] =
+        "{\"type\":\"object\",\"properties\":{"
+        "\"ids\":{\"type\":\"array\",\"items\":{\"type\":\"string\",\"maxLength\":3},\"minItems\":1,\"maxItems\":2},"
+        "\"counts\":{\"type\":\"array\",\"items\":{\"type\":\"integer\"}},"
+        "\"tasks\":{\"type\":\"array\",\"items\":{\"type\":\"object\",\"properties\":{"
+        "\"n\":{\"type\":\"integer\"},\"tags\":{\"type\":\"array\",\"items\":{\"type\":\"string\"}}}}},"
+        "\"map\":{\"type\":\"object\",\"additionalProperties\":{\"type\":\"string\"}}}}";
+
+static char *check_strings(const char *args, struct error *err) {
+        _cleanup_schema_ struct schema *s = make(strings, err);
+        _cleanup_json_ json_t *given = json_loads(args, 0, NULL), *out = NULL, *warnings = json_array();
+
+        if (!s || schema_check_args(s, given, warnings, &out, err) < 0)
+                return NULL;
+        return json_dumps(out, JSON_COMPACT);
+}
+
+static void test_a_string_counts_as_an_array_of_one(void) {
+        static const struct {
+                const char *given, *checked; /* NULL: refused */
+        } rows[] = {
+                {"{\"ids\":\"a\"}", "{\"ids\":[\"a\"]}"},
+                {"{\"ids\":[\"a\",\"b\"]}", "{\"ids\":[\"a\",\"b\"]}"},
+                {"{\"tasks\":[{\"n\":2.0,\"tags\":\"x\",\"other\":null}]}",
+                 "{\"tasks\":[{\"n\":2,\"tags\":[\"x\"],\"other\":null}]}"},
+                {"{\"ids\":\"abcd\"}", NULL},
+                {"{\"ids\":5}", NULL},
+                {"{\"ids\":{}}", NULL},
+                {"{\"counts\":\"5\"}", NULL},
+                {"{\"counts\":5}", NULL},
+                {"{\"tasks\":\"x\"}", NULL},
+        };
+
+        for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+                _cleanup_error_ struct error err = ERROR_INIT;
+                _cleanup_free_ char *got = check_strings(rows[i].given, &err);
+
+                CHECK_STR(got, rows[i].checked);
+        }
+        _cleanup_error_ struct error err = ERROR_INIT;
+        _cleanup_free_ char *got = check_strings("{\"ids\":5}", &err);
+        CHECK(!got && strstr(error_message(&err), "an array of strings with 1 to 2 items"));
+}
+
+static void test_the_values_of_a_map_are_never_quoted(void) {
+        static const char *const bad[] = {"{\"map\":\"s3cret\"}", "{\"map\":{\"A\":53}}", "{\"map\":{\"A=s3cret\":53}}",
+                                          "{\"map\":{\"A\":[\"s3cret\"]}}", "{\"map\":[\"s3cret\"]}"};
+
+        for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+                _cleanup_error_ struct error err = ERROR_INIT;
+                _cleanup_free_ char *got = check_strings(bad[i], &err);
+
+                CHECK(!got && strstr(error_message(&err), "\"map") && strstr(error_message(&err), "of type"));
+                CHECK(!strstr(error_message(&err), "s3cret") && !strstr(error_message(&err), "53"));
+        }
+}
+
+static void test_a_value_that_may_be_null(void) {
+        _cleanup_json_ json_t *may_be_null =
+                json_pack("{s:[{s:s}, {s:s}]}", "anyOf", "type", "integer", "type", "null");
+        _cleanup_json_ json_t *number = json_integer(3), *null = json_null(), *text = json_string("3");
+        _cleanup_schema_ struct schema *s = NULL;
+        _cleanup_error_ struct error err = ERROR_INIT;
+
+        REQUIRE(schema_compile(may_be_null, "x", &s, &err) == 0);
+        CHECK_INT(schema_check(s, number, &err), 0);
+        CHECK_INT(schema_check(s, null, &err), 0);
+        CHECK_INT(schema_check(s, text, &err), -EINVAL);
+}
+
 static void test_our_own_mistakes_are_found(void) {
         static const char *const bad[] = {
                 "[]",
                 "{\"type\":\"strin\"}",
                 "{\"type\":[\"string\",\"null\"]}",
                 "{\"anyOf\":[]}",
+                "{\"anyOf\":[{\"type\":\"integer\"},{\"type\":\"string\"}]}",
+                "{\"anyOf\":[{\"type\":\"integer\",\"minimum\":1},{\"type\":\"null\"}]}",
                 "{\"$ref\":\"#\"}",
                 "{\"type\":\"string\",\"pattern\":\"(\"}",
                 "{\"enum\":[]}",
@@ -167,6 +239,9 @@ int main(void) {
         RUN(test_wrong_arguments);
         RUN(test_a_near_value_is_named);
         RUN(test_unknown_arguments_are_named);
+        RUN(test_a_string_counts_as_an_array_of_one);
+        RUN(test_the_values_of_a_map_are_never_quoted);
+        RUN(test_a_value_that_may_be_null);
         RUN(test_our_own_mistakes_are_found);
         RUN(test_a_bad_value_is_quoted_in_part);
         return tap_done();
