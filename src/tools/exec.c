@@ -1,121 +1,88 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <inttypes.h>
 #include <string.h>
 
 #include "base/json.h"
 #include "base/str.h"
-#include "tools/output.h"
+#include "tools/command.h"
 #include "tools/tools.h"
+#include "wire/wire.h"
 
-/* Beyond the command's own timeout, for starting it, for killing it and for its output. */
-#define EXEC_GRACE_MS 30000
-/* The kernel's limit of one argument of a program, MAX_ARG_STRLEN, less its NUL: execve(2). */
-#define COMMAND_MAX (128u * 1024u - 1)
-/* What one output gets of a message at least, when both do not fit. */
-#define OUTPUT_SHARE (RESULT_BUDGET / 2)
-/* What shells report for a command that a signal ended. */
-#define EXIT_SIGNAL_BASE 128
+/* A call without a time limit of its own returns after so long, below the 60 s at which many clients give up. */
+#define EXEC_YIELD_DEFAULT_SECS 45
 
-static const char *const refused_env[] = {"PATH", "IFS", "ENV", "BASH_ENV"};
+static int check_stdin(const char *input, struct error *err) {
+        size_t len = strlen(input);
 
-static bool env_refused(const char *name) {
-        for (size_t i = 0; i < ARRAY_SIZE(refused_env); i++)
-                if (str_eq(name, refused_env[i]))
-                        return true;
-        return str_starts_with(name, "LD_");
+        if (len <= WIRE_STDIN_MAX)
+                return 0;
+        error_set(err, ERROR_INVALID_ARGUMENT, "Argument \"stdin\" has %zu bytes, at most %u are possible", len,
+                  WIRE_STDIN_MAX);
+        error_hint(err, "Bring the data into a file with file_write (append: true, in parts) or file_transfer, and let "
+                        "the command read that: command < file");
+        return -EINVAL;
 }
 
-static bool env_name_valid(const char *name) {
-        return name_valid(name, 256, "_") && !(*name >= '0' && *name <= '9');
-}
-
-static int check_env(const json_t *env, struct error *err) {
-        const char *name;
-        json_t *value;
-
-        json_object_foreach ((json_t *) env, name, value) {
-                if (!env_name_valid(name)) {
-                        error_set(err, ERROR_INVALID_ARGUMENT, "Argument \"env\": \"%.60s\" cannot name a variable",
-                                  name);
-                        error_hint(err, "Use letters, digits and _, not beginning with a digit.");
-                        return -EINVAL;
-                }
-                if (env_refused(name)) {
-                        error_set(err, ERROR_INVALID_ARGUMENT, "Argument \"env\": the variable %.60s may not be set",
-                                  name);
-                        error_hint(err,
-                                   "PATH, IFS, ENV, BASH_ENV and LD_* are refused because they change which programs "
-                                   "run. Set it inside the command instead, for example: export PATH=...; my-command");
-                        return -EINVAL;
-                }
-        }
-        return 0;
-}
-
-static int read_args(const struct tool_call *call, struct agent_exec_args *ret, struct error *err) {
-        int64_t timeout_secs, max_output;
+static int read_args(const json_t *given, struct agent_exec_args *ret, bool *ret_strip, struct error *err) {
+        int64_t yield_secs = 0;
         const char *input = NULL;
-        struct agent_exec_args args = {.env = json_object_get(call->args, "env")};
+        struct agent_exec_args args;
 
-        int r = json_get_str(call->args, "command", &args.command, err);
+        int r = command_read_args(given, &args, err);
         if (r >= 0)
-                r = json_get_int(call->args, "timeout_secs", &timeout_secs, err);
+                r = json_opt_int(given, "yield_secs", &yield_secs, err);
         if (r >= 0)
-                r = json_get_int(call->args, "max_output_bytes", &max_output, err);
+                r = json_opt_str(given, "stdin", &input, err);
         if (r >= 0)
-                r = json_opt_str(call->args, "workdir", &args.workdir, err);
-        if (r >= 0)
-                r = json_opt_str(call->args, "stdin", &input, err);
-        if (r >= 0)
-                r = check_env(args.env, err);
+                r = json_get_bool(given, "strip_ansi", ret_strip, err);
+        if (r >= 0 && input)
+                r = check_stdin(input, err);
         if (r < 0)
                 return r;
-        if (strlen(args.command) > COMMAND_MAX) {
-                error_set(err, ERROR_INVALID_ARGUMENT, "Argument \"command\" has %zu bytes, at most %u are possible",
-                          strlen(args.command), COMMAND_MAX);
-                error_hint(err, "Put the script into a file with file_write, or give data through stdin.");
-                return -EINVAL;
-        }
-        args.timeout_ms = timeout_secs * MSEC_PER_SEC;
-        args.max_output = (size_t) max_output;
+        if (yield_secs == 0 && args.timeout_ms == 0)
+                yield_secs = EXEC_YIELD_DEFAULT_SECS;
+        args.yield_ms = yield_secs * MSEC_PER_SEC;
+        if (args.timeout_ms > 0 && args.yield_ms >= args.timeout_ms)
+                args.yield_ms = 0; /* it will have ended by then */
         args.stdin_data = input;
         args.stdin_len = input ? strlen(input) : 0;
         *ret = args;
         return 0;
 }
 
-/* Divides the message between the two outputs: one that is short leaves its rest to the other. */
-static int render_outputs(const struct agent_exec_result *res, struct output *out, struct output *err_out) {
-        size_t out_cost = output_cost(&res->out), err_cost = output_cost(&res->err);
-        size_t out_budget = RESULT_BUDGET - MIN(err_cost, (size_t) OUTPUT_SHARE);
-        size_t err_budget = RESULT_BUDGET - MIN(out_cost, out_budget);
-
-        int r = output_from_capture(&res->out, out_budget, out);
-        return r < 0 ? r : output_from_capture(&res->err, err_budget, err_out);
+/* How to go on with a command that has become a job. */
+static int put_next(json_t *v, uint64_t job_id, const struct command_text *text) {
+        _cleanup_free_ char *next =
+                str_printf("The command runs on as job %" PRIu64 ". Wait for its end and the rest of its output with "
+                           "exec_background: action \"poll\", job_id %" PRIu64 ", wait_secs 45, stdout_offset %" PRIu64
+                           ", stderr_offset %" PRIu64 "; action \"kill\" ends it.",
+                           job_id, job_id, text->out.next, text->err.next);
+        if (!next)
+                return -ENOMEM;
+        int r = json_put(v, "stdout_offset", json_integer((json_int_t) text->out.next));
+        r |= json_put(v, "stderr_offset", json_integer((json_int_t) text->err.next));
+        r |= json_put(v, "next", json_string(next));
+        return r < 0 ? -ENOMEM : 0;
 }
 
-static int build_result(const struct agent_exec_result *res, json_t **ret) {
-        _cleanup_output_ struct output out = {0}, err_out = {0};
+static int build_result(const struct agent_exec_result *res, bool strip, json_t **ret) {
+        bool running = res->job_id > 0;
+        const struct command_form form = {
+                .budget = RESULT_BUDGET, .strip_ansi = strip, .running = running, .out_offset = -1, .err_offset = -1};
+        _cleanup_command_text_ struct command_text text = {0};
         _cleanup_json_ json_t *v = json_object();
-        int code = res->signal > 0 ? EXIT_SIGNAL_BASE + res->signal : res->exit_code;
 
-        if (!v || render_outputs(res, &out, &err_out) < 0)
+        if (!v || command_render(res, &form, &text) < 0)
                 return -ENOMEM;
-        int r = json_put(v, "exit_code", json_integer(code));
-        r |= json_put(v, "stdout", json_text(out.text.data, out.text.len));
-        r |= json_put(v, "stderr", json_text(err_out.text.data, err_out.text.len));
-        r |= json_put(v, "duration_ms", json_integer(res->duration_ms));
-        r |= json_put(v, "timed_out", json_boolean(res->timed_out));
-        if (res->signal > 0)
-                r |= json_put(v, "signal", json_integer(res->signal));
-        r |= json_put(v, "truncated", json_boolean(out.cut || err_out.cut));
-        r |= json_put(v, "stdout_bytes", json_integer((json_int_t) res->out.total));
-        r |= json_put(v, "stderr_bytes", json_integer((json_int_t) res->err.total));
-        if (out.invalid > 0)
-                r |= json_put(v, "stdout_invalid_bytes", json_integer((json_int_t) out.invalid));
-        if (err_out.invalid > 0)
-                r |= json_put(v, "stderr_invalid_bytes", json_integer((json_int_t) err_out.invalid));
-        if (res->leftover)
-                r |= json_put(v, "left_running", json_true());
+        int r = command_put_end(v, res, running);
+        if (running) {
+                r |= json_put(v, "running", json_true());
+                r |= json_put(v, "job_id", json_integer((json_int_t) res->job_id));
+        }
+        r |= command_put_text(v, &text, res);
+        r |= command_put_facts(v, res, running);
+        if (running)
+                r |= put_next(v, res->job_id, &text);
         if (r < 0)
                 return -ENOMEM;
         *ret = TAKE_PTR(v);
@@ -126,22 +93,23 @@ static int exec_run(const struct tool_call *call, struct tool_result *ret, struc
         _cleanup_agent_ struct agent *agent = NULL;
         _cleanup_exec_result_ struct agent_exec_result res = {0};
         struct agent_exec_args args;
+        bool strip = false;
         struct op op = *call->op;
 
-        int r = read_args(call, &args, err);
+        int r = read_args(call->args, &args, &strip, err);
         if (r < 0)
                 return r;
-        op.deadline = deadline_in_ms(args.timeout_ms + EXEC_GRACE_MS);
+        op.deadline = deadline_in_ms((args.yield_ms > 0 ? args.yield_ms : args.timeout_ms) + COMMAND_GRACE_MS);
         r = ws_agent(call->core, call->workspace_id, &op, &agent, err);
         if (r < 0)
                 return r;
         op_progress(&op, "running the command");
         r = agent_exec(agent, &args, &op, &res, err);
-        return r < 0 ? r : build_result(&res, &ret->value);
+        return r < 0 ? r : build_result(&res, strip, &ret->value);
 }
 
 static const struct tool tools[] = {
-        {.name = "exec", .access = TOOL_ACCESS_OWNER, .default_timeout_ms = EXEC_GRACE_MS, .handler = exec_run},
+        {.name = "exec", .access = TOOL_ACCESS_OWNER, .default_timeout_ms = COMMAND_GRACE_MS, .handler = exec_run},
 };
 
 const struct tool_group exec_tools = {.json = exec_json, .tools = tools, .n_tools = ARRAY_SIZE(tools)};

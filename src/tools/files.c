@@ -6,6 +6,7 @@
 #include "base/str.h"
 #include "tools/output.h"
 #include "tools/tools.h"
+#include "tools/transfer.h"
 
 #define FILE_TIMEOUT_MS 120000
 #define READ_DEFAULT (256u * 1024u)     /* bytes, when no limit is given */
@@ -17,8 +18,7 @@ static int get_agent(const struct tool_call *call, struct agent **ret, struct er
         return ws_agent(call->core, call->workspace_id, call->op, ret, err);
 }
 
-/* Where to look for what is not there. Returns r. */
-static int explain_not_found(int r, const char *path, struct error *err) {
+int explain_not_found(int r, const char *path, struct error *err) {
         const char *slash = strrchr(path, '/');
 
         if (r < 0 && err->code == ERROR_NOT_FOUND && !err->hint && slash)
@@ -149,7 +149,8 @@ static int describe_read(const struct read_request *rq, const struct shown *s, u
 static int not_text(const char *path, struct error *err) {
         error_set(err, ERROR_INVALID_ARGUMENT, "%s is not UTF-8 text", path);
         error_hint(err,
-                   "Call file_read again with \"encoding\": \"base64\", or look at it with exec (file, strings, od).");
+                   "Call file_read again with \"encoding\": \"base64\", look at it with exec (file, strings, od), or "
+                   "bring it to the host with file_transfer.");
         return -EINVAL;
 }
 
@@ -324,6 +325,7 @@ static const struct tool tools[] = {
         {"file_write", TOOL_ACCESS_OWNER, FILE_TIMEOUT_MS, file_write},
         {"file_edit", TOOL_ACCESS_OWNER, FILE_TIMEOUT_MS, file_edit},
         {"file_list", TOOL_ACCESS_OWNER, FILE_TIMEOUT_MS, file_list},
+        {"file_transfer", TOOL_ACCESS_OWNER, FILE_TIMEOUT_MS, file_transfer},
 };
 
 const struct tool_group file_tools = {.json = files_json, .tools = tools, .n_tools = ARRAY_SIZE(tools)};

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/str.h"
+#include "tools/ansi.h"
 
 /* What the line that marks a cut may cost. */
 #define CUT_LINE_COST 128u
@@ -99,68 +100,171 @@ static int append_clean(struct output *o, const char *s, size_t n) {
         return r;
 }
 
-size_t output_cost(const struct agent_capture *c) {
+size_t output_cost(const struct agent_output *c) {
         return text_cost(TEXT_TWICE, c->head.data, c->head.len) + text_cost(TEXT_TWICE, c->tail.data, c->tail.len) +
-               (c->truncated ? CUT_LINE_COST : 0);
+               (c->cut > 0 ? CUT_LINE_COST : 0);
 }
 
-/* Nothing is missing and all fits: one text, in which a character may lie across the two parts. */
-static int whole(const struct agent_capture *c, struct output *o) {
-        _cleanup_buf_ struct buf joined = BUF_INIT(c->head.len + c->tail.len);
+void output_share(size_t budget, const size_t *costs, size_t n, size_t *ret) {
+        size_t left = budget, open = n, share;
+        bool settled;
 
-        if (c->tail.len == 0)
-                return append_clean(o, c->head.data, c->head.len);
-        int r = buf_append(&joined, c->head.data, c->head.len);
-        if (r == 0)
-                r = buf_append(&joined, c->tail.data, c->tail.len);
-        return r < 0 ? r : append_clean(o, joined.data, joined.len);
+        for (size_t i = 0; i < n; i++)
+                ret[i] = SIZE_MAX;
+        do {
+                settled = false;
+                share = left / MAX(open, (size_t) 1);
+                for (size_t i = 0; i < n; i++) {
+                        if (ret[i] != SIZE_MAX || costs[i] > share)
+                                continue;
+                        ret[i] = costs[i];
+                        left -= costs[i];
+                        open--;
+                        settled = true;
+                }
+        } while (settled);
+        for (size_t i = 0; i < n; i++)
+                if (ret[i] == SIZE_MAX)
+                        ret[i] = share;
+}
+
+/* A part of an output; never NULL. */
+struct span {
+        const char *data;
+        size_t len;
+};
+
+static struct span span_of(const struct buf *b) {
+        return (struct span){b->len > 0 ? b->data : "", b->len};
+}
+
+/* Bytes at the end of s that make sense only with those behind them. */
+static size_t unfinished(struct span s, bool strip_ansi) {
+        size_t floor = utf8_floor(s.data, s.len), character = 0;
+
+        /* Bytes from 0xf5 on begin no character. */
+        if (floor < s.len && (unsigned char) s.data[floor] < 0xf5)
+                character = s.len - floor;
+        return strip_ansi ? MAX(character, ansi_unfinished(s.data, s.len)) : character;
+}
+
+/* s, or a copy in `storage` without control sequences. */
+static int strip(struct span *s, bool strip_ansi, struct buf *storage) {
+        if (!strip_ansi)
+                return 0;
+        int r = ansi_strip(storage, s->data, s->len);
+        *s = span_of(storage);
+        return r;
+}
+
+static int append_cut(struct output *o, uint64_t bytes) {
+        o->cut = true;
+        return buf_printf(&o->text, "%s[... %" PRIu64 " bytes cut ...]\n",
+                          o->text.len > 0 && o->text.data[o->text.len - 1] != '\n' ? "\n" : "", bytes);
 }
 
 /* Beginning and end with a line between them that says how much is missing. */
-static int with_cut(const char *head, size_t head_len, const char *tail, size_t tail_len, uint64_t total, size_t budget,
-                    struct output *o) {
+static int with_cut(struct span head, struct span tail, uint64_t cut, size_t budget, struct output *o) {
         size_t room = budget > CUT_LINE_COST ? budget - CUT_LINE_COST : 0;
-        size_t head_keep = text_fit_head(TEXT_TWICE, head, head_len, room / 2);
+        size_t head_keep = text_fit_head(TEXT_TWICE, head.data, head.len, room / 2);
         /* Where something is missing between the two, a character may have been torn. */
-        head_keep = utf8_floor(head, head_keep);
-        size_t torn = split_character(tail, tail_len);
-        size_t tail_keep = text_fit_tail(TEXT_TWICE, tail + torn, tail_len - torn, room / 2);
+        head_keep = utf8_floor(head.data, head_keep);
+        size_t torn = split_character(tail.data, tail.len);
+        size_t tail_keep = text_fit_tail(TEXT_TWICE, tail.data + torn, tail.len - torn, room / 2);
 
-        int r = append_clean(o, head, head_keep);
+        int r = append_clean(o, head.data, head_keep);
         if (r == 0)
-                r = buf_printf(&o->text, "%s[... %" PRIu64 " bytes cut ...]\n",
-                               head_keep > 0 && head[head_keep - 1] != '\n' ? "\n" : "", total - head_keep - tail_keep);
-        o->cut = true;
-        return r < 0 ? r : append_clean(o, tail + tail_len - tail_keep, tail_keep);
+                r = append_cut(o, cut + (head.len - head_keep) + (tail.len - tail_keep));
+        return r < 0 ? r : append_clean(o, tail.data + tail.len - tail_keep, tail_keep);
 }
 
-int output_from_capture(const struct agent_capture *c, size_t budget, struct output *ret) {
-        struct output o = {.text = BUF_INIT(2 * RESULT_BUDGET)};
-        _cleanup_buf_ struct buf joined = BUF_INIT(c->head.len + c->tail.len);
-        int r;
+static int write_whole(const struct agent_output *c, const struct output_form *form, struct output *o) {
+        struct span head = span_of(&c->head), tail = span_of(&c->tail), *last = tail.len > 0 ? &tail : &head;
+        _cleanup_buf_ struct buf head_text = BUF_INIT(head.len), tail_text = BUF_INIT(tail.len);
 
-        if (!c->truncated && output_cost(c) <= budget)
-                r = whole(c, &o);
-        else if (c->truncated)
-                r = with_cut(c->head.data, c->head.len, c->tail.data, c->tail.len, c->total, budget, &o);
-        else {
-                r = buf_append(&joined, c->head.data, c->head.len);
-                if (r == 0)
-                        r = buf_append(&joined, c->tail.data, c->tail.len);
-                size_t middle = joined.len / 2;
-                if (r == 0)
-                        r = with_cut(joined.data, middle, joined.data + middle, joined.len - middle, joined.len, budget,
-                                     &o);
-        }
-        /* Even an empty output has a text. */
+        if (form->open)
+                last->len -= unfinished(*last, form->strip_ansi);
+        o->next = head.len + c->cut + tail.len;
+        int r = strip(&head, form->strip_ansi, &head_text);
         if (r == 0)
-                r = buf_append_str(&o.text, "");
-        if (r < 0) {
-                output_clear(&o);
+                r = strip(&tail, form->strip_ansi, &tail_text);
+        if (r < 0)
+                return r;
+        if (c->cut > 0)
+                return with_cut(head, tail, c->cut, form->budget, o);
+        if (text_cost(TEXT_TWICE, head.data, head.len) <= form->budget)
+                return append_clean(o, head.data, head.len);
+        size_t middle = head.len / 2;
+        tail = (struct span){head.data + middle, head.len - middle};
+        head.len = middle;
+        return with_cut(head, tail, 0, form->budget, o);
+}
+
+/* As much of the beginning of s as the budget allows. `open`: what is unfinished at the end waits, unless nothing would
+ * be left though there is `more` to read. *ret_used: bytes of s that the text stands for. */
+static int append_beginning(struct output *o, struct span s, const struct output_form *form, bool open, bool more,
+                            size_t budget, size_t *ret_used) {
+        struct span part = {s.data, text_fit_head(TEXT_TWICE, s.data, s.len, budget)};
+        _cleanup_buf_ struct buf text = BUF_INIT(s.len);
+
+        more = more || part.len < s.len;
+        if (open || more) {
+                size_t waits = unfinished(part, form->strip_ansi);
+                if (waits < part.len || !more)
+                        part.len -= waits;
+        }
+        *ret_used = part.len;
+        int r = strip(&part, form->strip_ansi, &text);
+        return r < 0 ? r : append_clean(o, part.data, part.len);
+}
+
+static int write_from(const struct agent_output *c, uint64_t offset, const struct output_form *form, struct output *o) {
+        struct span head = span_of(&c->head), tail = span_of(&c->tail);
+        bool more = c->total > offset && c->total - offset > head.len + c->cut + tail.len;
+        size_t head_cost = text_cost(TEXT_TWICE, head.data, head.len), used = 0;
+
+        if (c->cut == 0 || head_cost > form->budget) {
+                int r = append_beginning(o, head, form, form->open, more || c->cut > 0, form->budget, &used);
+                o->next = offset + used;
                 return r;
         }
-        *ret = o;
+        /* All of the head; then what is missing, with what that has torn. */
+        size_t torn_head = unfinished(head, form->strip_ansi), torn_tail = split_character(tail.data, tail.len);
+        head.len -= torn_head;
+        tail = (struct span){tail.data + torn_tail, tail.len - torn_tail};
+        int r = append_beginning(o, head, form, false, false, head_cost, &used);
+        if (r == 0)
+                r = append_cut(o, torn_head + c->cut + torn_tail);
+        size_t room = form->budget - head_cost;
+        if (r == 0)
+                r = append_beginning(o, tail, form, form->open, more, room > CUT_LINE_COST ? room - CUT_LINE_COST : 0,
+                                     &used);
+        o->next = offset + head.len + torn_head + c->cut + torn_tail + used;
+        return r;
+}
+
+/* Even an empty output has a text. */
+static int finish(int r, struct output *o, struct output *ret) {
+        if (r == 0)
+                r = buf_append_str(&o->text, "");
+        if (r < 0) {
+                output_clear(o);
+                return r;
+        }
+        *ret = *o;
         return 0;
+}
+
+int output_whole(const struct agent_output *c, const struct output_form *form, struct output *ret) {
+        struct output o = {.text = BUF_INIT(2 * RESULT_BUDGET)};
+
+        return finish(write_whole(c, form, &o), &o, ret);
+}
+
+int output_from(const struct agent_output *c, uint64_t offset, const struct output_form *form, struct output *ret) {
+        struct output o = {.text = BUF_INIT(2 * RESULT_BUDGET)};
+
+        return finish(write_from(c, offset, form, &o), &o, ret);
 }
 
 int output_from_log(const struct buf *log, size_t budget, struct output *ret) {
@@ -175,12 +279,5 @@ int output_from_log(const struct buf *log, size_t budget, struct output *ret) {
                 o.cut = true;
         }
         int r = append_clean(&o, start, keep > 0 ? (size_t) (log->data + log->len - start) : 0);
-        if (r == 0)
-                r = buf_append_str(&o.text, "");
-        if (r < 0) {
-                output_clear(&o);
-                return r;
-        }
-        *ret = o;
-        return 0;
+        return finish(r, &o, ret);
 }

@@ -15,6 +15,7 @@
 #include "vm/agent.h"
 
 #define RESULT_BUDGET (1000u * 1000u) /* bytes of a message for texts; a message has at most 1 MiB */
+#define OUTPUT_READ_MIN 4u            /* bytes that a read from an offset asks for at least: one character */
 
 enum text_place {
         TEXT_ONCE,  /* plain text of a content item */
@@ -30,14 +31,32 @@ size_t text_fit_tail(enum text_place place, const char *s, size_t n, size_t budg
 struct output {
         struct buf text; /* valid UTF-8 without NUL */
         size_t invalid;  /* byte sequences that were replaced */
-        bool cut;        /* a part is missing, marked in the text */
+        bool cut;        /* a part is missing, marked in the text with the number of bytes */
+        uint64_t next;   /* offset of the byte behind those that the text stands for: where to read on */
 };
 void output_clear(struct output *o);
 #define _cleanup_output_ _cleanup_(output_clear)
 
-/* Makes text of a captured output, at the cost of at most budget in a record. 0, -ENOMEM. */
-int output_from_capture(const struct agent_capture *c, size_t budget, struct output *ret);
-/* What all of a captured output would cost in a record. */
-size_t output_cost(const struct agent_capture *c);
+struct output_form {
+        size_t budget;   /* what the text may cost in a record */
+        bool strip_ansi; /* without the control sequences of terminals (ansi.h) */
+        bool open;       /* more may be written: a character or sequence that is not finished waits for the next read */
+};
+
+/*
+ * Makes text of what is known of a command's output. 0, -ENOMEM.
+ *
+ * output_whole(): of the output from its beginning; what is too long loses its middle.
+ * output_from(): of what was read from an offset on. What is too long loses its end, and `next` stands before it, so
+ * that a reader who goes on from there misses nothing but what the guest itself has dropped.
+ */
+int output_whole(const struct agent_output *c, const struct output_form *form, struct output *ret);
+int output_from(const struct agent_output *c, uint64_t offset, const struct output_form *form, struct output *ret);
+
+/* What all of it would cost in a record; an upper bound where sequences are stripped. */
+size_t output_cost(const struct agent_output *c);
+/* Divides a budget among n texts, none more than its cost: what a short one leaves is shared by the others. */
+void output_share(size_t budget, const size_t *costs, size_t n, size_t *ret);
+
 /* The last part of a log, from the beginning of a line on. */
 int output_from_log(const struct buf *log, size_t budget, struct output *ret);

@@ -2,8 +2,5 @@
 #include "tools/tools.h"
 
 const struct tool_group *const tool_groups[] = {
-        &lifecycle_tools,
-        &exec_tools,
-        &file_tools,
-        NULL,
+        &lifecycle_tools, &exec_tools, &job_tools, &env_tools, &parallel_tools, &file_tools, NULL,
 };

@@ -5,7 +5,7 @@
 
 #include "mcp/tool.h"
 
-extern const struct tool_group lifecycle_tools, exec_tools, file_tools;
+extern const struct tool_group lifecycle_tools, exec_tools, job_tools, env_tools, parallel_tools, file_tools;
 
 /* The descriptions, embedded at build time (embed.py). */
-extern const char lifecycle_json[], exec_json[], files_json[];
+extern const char lifecycle_json[], exec_json[], jobs_json[], env_json[], parallel_json[], files_json[];
