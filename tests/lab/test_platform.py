@@ -8,8 +8,8 @@ probe's limit of a few seconds would be right to give up.
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "integration"))
-from conftest import make_host  # noqa: E402
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "lib"))
+from host import make_host  # noqa: E402
 
 SLOW = 400
 

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An agentiso installation of its own for tests with real virtual machines, driven as a client would.
+
+A host has a daemon of its own in a temporary state directory; the images come from the build folder.
+"""
+
+import contextlib
+import os
+import pathlib
+import select
+import shutil
+import signal
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+from mcp_client import McpClient
+
+ROOT = pathlib.Path(__file__).parents[2]
+BUILD = ROOT / os.environ.get("AGENTISO_BUILD", "build")
+AGENTISO = BUILD / "agentiso"
+# Sanitizer builds share the images of the ordinary one.
+IMAGE_DIR = pathlib.Path(os.environ.get("AGENTISO_IMAGE_DIR", ROOT / "build" / "images"))
+
+
+class Host:
+    """One state directory, its daemon and its clients."""
+
+    def __init__(self, directory, config, subdir):
+        self.state_dir = directory / subdir
+        self.config = directory / "config.toml"
+        self.config.write_text(f'[paths]\nstate_dir = "{self.state_dir}"\nimage_dir = "{IMAGE_DIR}"\n{config}')
+        self.clients = []
+
+    def argv(self, *command):
+        return [str(AGENTISO), *command, "--config", str(self.config)]
+
+    def client(self, **options):
+        client = McpClient(self.argv("serve"), **options)
+        self.clients.append(client)
+        return client
+
+    def cli(self, *command, check=True, timeout=60):
+        done = subprocess.run(self.argv(*command), capture_output=True, text=True, timeout=timeout, check=False)
+        if check and done.returncode != 0:
+            raise AssertionError(f"agentiso {' '.join(command)} ended with {done.returncode}: {done.stderr}")
+        return done
+
+    def daemon_pid(self):
+        """The pid of the daemon of this state directory, from the holder of its socket."""
+        directory = os.open(self.state_dir, os.O_PATH)
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
+            sock.connect(f"/proc/self/fd/{directory}/agentiso.sock")
+            os.close(directory)
+            return struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+
+    def kill_daemon(self):
+        pid = self.daemon_pid()
+        pidfd = os.pidfd_open(pid)
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        wait_readable(pidfd, 10)
+        os.close(pidfd)
+        return pid
+
+    def qemu_pid(self, workspace_id):
+        with contextlib.closing(sqlite3.connect(f"file:{self.state_dir}/state.db?mode=ro", uri=True)) as db:
+            row = db.execute("SELECT proc_pid FROM workspaces WHERE id = ?", (workspace_id,)).fetchone()
+        return row[0] if row else None
+
+    def qemu_pids(self):
+        """Every QEMU whose command line names this state directory."""
+        found = []
+        for entry in pathlib.Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    arguments = (entry / "cmdline").read_bytes()
+                    if b"qemu-system" in arguments.split(b"\0")[0] and str(self.state_dir).encode() in arguments:
+                        found.append(int(entry.name))
+        return found
+
+    def vm_pids(self):
+        """The QEMU processes of workspaces, without one that probes the accelerator."""
+        machines = str(self.state_dir / "vms").encode()
+        return [pid for pid in self.qemu_pids() if machines in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def disks(self):
+        """The disks of workspaces; base images that they stand on are kept apart."""
+        return [path for path in (self.state_dir / "disks").glob("*") if path.is_file()]
+
+    def close(self):
+        for client in self.clients:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                client.close()
+        self.cli("stop", "--all", check=False)
+        for pid in self.qemu_pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def wait_readable(fd, seconds):
+    assert select.select([fd], [], [], seconds)[0], f"nothing happened in {seconds} s"
+
+
+def wait_until(condition, seconds=20, what="the condition"):
+    """Polls for something that has no event to wait on; the limit fails the test."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not come true in {seconds} s")
+
+
+def make_host(config="", subdir="state"):
+    directory = pathlib.Path(tempfile.mkdtemp(prefix="agentiso-test-"))
+    host = Host(directory, config, subdir)
+    try:
+        yield host
+    finally:
+        host.close()
+        left = host.qemu_pids()
+        log = host.state_dir / "daemon.log"
+        if log.exists() and os.environ.get("AGENTISO_SHOW_LOG"):
+            print(log.read_text(), file=sys.stderr)
+        shutil.rmtree(directory, ignore_errors=True)
+        assert not left, f"QEMU processes were left: {left}"
