@@ -6,7 +6,7 @@ BUILD=${AGENTISO_BUILD:-build}
 IMAGE_DIR=$BUILD/images
 
 PACKAGES_BUILD="gcc g++ meson ninja-build pkg-config python3 libc6-dev libjansson-dev libsqlite3-dev
-  libtomlplusplus-dev libpcre2-dev"
+  libtomlplusplus-dev libpcre2-dev nettle-dev"
 PACKAGES_RUN="qemu-system-x86 qemu-utils ca-certificates"
 PACKAGES_IMAGES="mmdebstrap e2fsprogs kmod lz4 gzip bzip2 zstd xz-utils util-linux uidmap"
 PACKAGES_TEST="python3-pytest git clang libclang-rt-dev clang-format clang-tidy cppcheck shellcheck busybox-static procps"
@@ -42,6 +42,11 @@ need_packages() {
   as_root apt-get update -qq
   # shellcheck disable=SC2086 # a list of words
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+}
+
+# need_npm: Debian's npm, unless there is one from elsewhere: such a one and Debian's exclude each other.
+need_npm() {
+  command -v npm >/dev/null 2>&1 || need_packages nodejs npm
 }
 
 # setup_build DIR [meson option...]: configures once and builds.
