@@ -3,6 +3,10 @@
  * /modules/order, says READY when the groups core and channel are in, mounts the disk if there is one, says what it
  * found there, and ends the machine. Each line on the console starts with the kernel's clock in milliseconds.
  *
+ * With rawport=1 on the kernel's command line it serves the agent's port instead, with nothing but read and write, as
+ * cat would: tests/bench compares transfers with that. The host sends 'r' or 'w' and a size (8 bytes, little endian);
+ * the guest then reads so many bytes and answers with one byte, or writes so many.
+ *
  *     gcc -O2 -static -o init init.c
  */
 #define _GNU_SOURCE
@@ -92,6 +96,64 @@ static void try_disk(void) {
         sync();
 }
 
+/* Moves size bytes in the pieces that cat uses. */
+static int move(int port, char direction, unsigned long long size) {
+        static char piece[128 * 1024];
+
+        while (size > 0) {
+                size_t want = size < sizeof piece ? (size_t) size : sizeof piece;
+                ssize_t n = direction == 'r' ? read(port, piece, want) : write(port, piece, want);
+                if (n <= 0)
+                        return -1;
+                size -= (unsigned long long) n;
+        }
+        return direction == 'r' && write(port, "k", 1) != 1 ? -1 : 0;
+}
+
+static int read_request(int port, char *direction, unsigned long long *size) {
+        unsigned char request[9];
+
+        for (size_t have = 0; have < sizeof request;) {
+                ssize_t n = read(port, request + have, sizeof request - have);
+                if (n < 0)
+                        return -1;
+                if (n == 0)
+                        usleep(1000); /* nobody has connected yet */
+                have += (size_t) n;
+        }
+        *direction = (char) request[0];
+        *size = 0;
+        for (int i = 8; i > 0; i--)
+                *size = *size << 8 | request[i];
+        return 0;
+}
+
+static void serve_port(void) {
+        int port = -1;
+        char direction;
+        unsigned long long size;
+
+        for (int tries = 0; port < 0 && tries < 5000; tries++) {
+                port = open("/dev/vport0p1", O_RDWR | O_CLOEXEC);
+                if (port < 0)
+                        usleep(1000);
+        }
+        say("PORT");
+        while (port >= 0 && read_request(port, &direction, &size) == 0 && move(port, direction, size) == 0)
+                continue;
+        say("ERROR the port: %s", strerror(errno));
+}
+
+static int wants_port(void) {
+        char line[2048] = "";
+        FILE *file = fopen("/proc/cmdline", "re");
+        int found = file && fgets(line, sizeof line, file) && strstr(line, "rawport=1");
+
+        if (file)
+                fclose(file);
+        return found;
+}
+
 int main(void) {
         mount("proc", "/proc", "proc", 0, NULL);
         mount("dev", "/dev", "devtmpfs", 0, NULL);
@@ -102,7 +164,10 @@ int main(void) {
         say("READY");
         load("net");
         load("rng");
-        try_disk();
+        if (wants_port())
+                serve_port();
+        else
+                try_disk();
         say("END");
         reboot(RB_AUTOBOOT);
         return 1;
