@@ -8,7 +8,7 @@
 #define FEED_MAX (64u * 1024u)
 
 /* A decoder that grew for one great frame gives the memory back: most connections never see a second one. */
-#define KEEP_MAX (2u * FEED_MAX)
+#define KEEP_MAX (4u * FEED_MAX)
 
 static uint32_t read_be32(const uint8_t *p) {
         return (uint32_t) p[0] << 24 | (uint32_t) p[1] << 16 | (uint32_t) p[2] << 8 | p[3];
@@ -30,20 +30,39 @@ void frame_decoder_free(struct frame_decoder *d) {
         frame_decoder_init(d);
 }
 
-/* Moves what is not decoded to the front. Once per feed, not per frame: many small frames cost one move. */
-static void drop_consumed(struct frame_decoder *d) {
-        if (d->consumed == d->in.len && d->in.cap > KEEP_MAX) {
-                frame_decoder_free(d);
-                return;
-        }
-        if (d->consumed > 0)
+/* Makes room behind what is there. What is not decoded yet is moved to the front when there is too little, not each
+ * time: the beginning of a frame would be moved again and again. */
+static int make_room(struct frame_decoder *d, size_t n) {
+        if (d->consumed == d->in.len) {
+                if (d->in.cap > KEEP_MAX)
+                        frame_decoder_free(d);
+                else
+                        buf_clear(&d->in);
+                d->consumed = 0;
+        } else if (d->consumed > 0 && d->in.cap - d->in.len < n) {
                 buf_consume(&d->in, d->consumed);
-        d->consumed = 0;
+                d->consumed = 0;
+        }
+        return buf_reserve(&d->in, n);
 }
 
 int frame_decoder_feed(struct frame_decoder *d, const void *data, size_t n) {
-        drop_consumed(d);
-        return buf_append(&d->in, data, n);
+        int r = make_room(d, n);
+
+        return r < 0 ? r : buf_append(&d->in, data, n);
+}
+
+int frame_decoder_room(struct frame_decoder *d, size_t n, void **ret) {
+        int r = make_room(d, n);
+
+        if (r == 0)
+                *ret = d->in.data + d->in.len;
+        return r;
+}
+
+void frame_decoder_filled(struct frame_decoder *d, size_t n) {
+        d->in.len += n;
+        d->in.data[d->in.len] = 0;
 }
 
 size_t frame_decoder_pending(const struct frame_decoder *d) {

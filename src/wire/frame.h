@@ -22,10 +22,14 @@ void frame_decoder_init(struct frame_decoder *d);
 void frame_decoder_free(struct frame_decoder *d);
 /* Takes n bytes that were read. -ENOBUFS cannot happen when frames are taken out after every call with n <= 64 KiB. */
 int frame_decoder_feed(struct frame_decoder *d, const void *data, size_t n);
-/* 1: a frame was put in *ret; 0: more bytes are needed; -EBADMSG: a length that no frame can have. */
+/* The same without a copy: makes room for n bytes (at most 64 KiB), to be read into *ret, of which
+ * frame_decoder_filled() then counts those that came. */
+int frame_decoder_room(struct frame_decoder *d, size_t n, void **ret);
+void frame_decoder_filled(struct frame_decoder *d, size_t n);
 /* Bytes that were fed and have not been given out: those of a frame that is not complete, once frame_decoder_next() has
  * said so. */
 size_t frame_decoder_pending(const struct frame_decoder *d);
+/* 1: a frame was put in *ret; 0: more bytes are needed; -EBADMSG: a length that no frame can have. */
 int frame_decoder_next(struct frame_decoder *d, struct frame *ret);
 
 /* Appends one frame to out; payload in two parts, the second may be empty. -EMSGSIZE, -ENOBUFS, -ENOMEM. */

@@ -96,8 +96,10 @@ void mux_event_clear(struct mux_event *e);
 /* The next event in the order in which the peer sent them; credit is renewed for data that was taken. What *ret held
  * before is released (start with MUX_EVENT_INIT). 0, -ETIMEDOUT (also when an event is there but the deadline has
  * passed, so that a peer that never stops sending cannot outlast it), -ECANCELED, -ENOMEM. One receiver per stream at
- * a time. */
+ * a time. A deadline that passed while the host's process did not run gets a grace of 2 s, once. */
 int mux_recv(struct mux_stream *s, const struct op *op, struct mux_event *ret);
+/* Whether mux_recv() has something to give without a wait. */
+bool mux_stream_ready(struct mux_stream *s);
 /* Whether the peer has closed the stream: for a receiver that has reason not to take what waits before MUX_CLOSED. */
 bool mux_stream_closed(struct mux_stream *s);
 

@@ -28,7 +28,7 @@
  *
  * Memory of a stream's queue. Events are kept as records in one buffer, not as objects: a peer that sends single bytes
  * on alternating channels costs 8 bytes for each, and JSON is parsed only when it is taken, by the thread that takes
- * it.
+ * it. A large piece of data lies in a block of its own, which the receiver takes over without another copy.
  *
  * References. `refs` counts what mux_ref() gave out; when it falls to 0 the connection ends. `holds` counts who needs
  * the memory: the users together, the thread, each stream. A stream is freed when its user references are gone and
@@ -50,16 +50,23 @@
 #define MUX_REASON_MAX 4096u /* payload of a WIRE_CLOSE */
 #define MUX_PING_MAX 64u
 #define MUX_READ_CHUNK (64u * 1024u)
-#define MUX_KEEP_MAX (128u * 1024u) /* capacity that an empty buffer may keep */
+#define MUX_KEEP_MAX (128u * 1024u)       /* capacity that an empty buffer may keep */
+#define MUX_KEEP_MAX_GUEST (512u * 1024u) /* the same in a guest, which has one connection */
 #define MUX_BUCKETS 64u
 
-/* The head of a queued event; `len` bytes follow. */
+/* The head of a queued event. `len` bytes follow, or, with `block`, a pointer to them. */
 struct record {
         uint32_t len;
         uint8_t kind; /* MUX_MSG, MUX_DATA, MUX_EOF */
         uint8_t channel;
-        uint16_t unused;
+        uint16_t block;
 };
+#define MUX_BLOCK_MIN (16u * 1024u) /* bytes of data from which on they get a block */
+
+/* Bytes of the queue behind a head. */
+static inline size_t record_stored(const struct record *head) {
+        return head->block ? sizeof(char *) : head->len;
+}
 
 #define MUX_QUEUE_MAX (2u * (WIRE_WINDOW * (1u + sizeof(struct record)) + MUX_MESSAGE_BYTES_MAX + MUX_OUT_HIGH))
 
@@ -117,11 +124,24 @@ struct mux_stream {
         uint32_t rx_returned; /* bytes taken by the application that the peer does not know of yet */
         bool rx_credit_due;
         unsigned rx_eof;
-        unsigned messages;  /* in the queue */
-        struct buf queue;   /* records */
-        size_t queue_taken; /* bytes at the front of `queue` that were taken */
-        size_t queue_merge; /* offset + 1 of the last record if it is data, else 0 */
+        deadline_t overslept, grace; /* only for the receiver: the last deadline that got a grace, and its end */
+        unsigned messages;           /* in the queue */
+        struct buf queue;            /* records */
+        size_t queue_taken;          /* bytes at the front of `queue` that were taken */
+        size_t queue_merge;          /* offset + 1 of the last record if it is data, else 0 */
 };
+
+/*
+ * A process that was stopped, or starved, finds its deadlines passed and the answers in the channel: nothing has read
+ * them. A wait that ended so long behind its deadline did not run at its time, and the host gives it once more a
+ * moment, for the thread to take in what is there.
+ */
+#define MUX_OVERSLEPT_MS 250
+#define MUX_GRACE_MS 2000
+
+static inline bool mux_overslept(deadline_t d) {
+        return d.at_ns < DEADLINE_NEVER.at_ns && monotonic_ns() - d.at_ns >= MUX_OVERSLEPT_MS * NSEC_PER_MSEC;
+}
 
 /* One caller's wait: hooks the cancel token, so that it wakes what the caller sleeps on. Begin before taking the lock
  * and end after releasing it (lock order: token, then mux). */
@@ -153,6 +173,8 @@ void *mux_thread(void *arg);
 int mux_input(struct mux *m);
 /* Takes in the frames that the decoder holds. */
 int mux_process(struct mux *m);
+/* -EPROTO: the frame that has begun is overdue. */
+int mux_check_frame_due(struct mux *m);
 /* Everything after the last frame: marks it lost, closes the channel, runs the callback. */
 void mux_end(struct mux *m, int err);
 bool mux_on_own_thread(const struct mux *m);

@@ -47,7 +47,7 @@ static void out_written_locked(struct mux *m, size_t n) {
         m->out_sent += n;
         if (m->out_sent == m->out.len) {
                 m->out_sent = 0;
-                if (m->out.cap > MUX_KEEP_MAX)
+                if (m->out.cap > (m->side == MUX_GUEST ? MUX_KEEP_MAX_GUEST : MUX_KEEP_MAX))
                         buf_free(&m->out);
                 else
                         buf_clear(&m->out);
@@ -265,30 +265,33 @@ int mux_process(struct mux *m) {
         return r;
 }
 
-/* -EPROTO: the frame that has begun is overdue. */
-static int check_frame_due(struct mux *m) {
+int mux_check_frame_due(struct mux *m) {
         if (m->side != MUX_HOST)
                 return 0;
         if (frame_decoder_pending(&m->decoder) == 0 || paused(m))
                 m->frame_due = DEADLINE_NEVER;
         else if (m->frame_due.at_ns == DEADLINE_NEVER.at_ns)
                 m->frame_due = deadline_in_ms(WIRE_FRAME_MS);
+        else if (mux_overslept(m->frame_due))
+                m->frame_due = deadline_in_ms(MUX_GRACE_MS);
         else if (deadline_passed(m->frame_due))
                 return -EPROTO;
         return 0;
 }
 
 int mux_input(struct mux *m) {
-        uint8_t piece[MUX_READ_CHUNK];
-        ssize_t n = channel_read(m->fd, piece, sizeof(piece));
-        int r;
+        void *room;
+        int r = frame_decoder_room(&m->decoder, MUX_READ_CHUNK, &room);
 
+        if (r < 0)
+                return r;
+        ssize_t n = channel_read_all(m->fd, m->is_socket, room, MUX_READ_CHUNK);
         if (n == -EAGAIN)
                 return 1;
         if (n <= 0)
                 return n == 0 ? -ENODATA : (int) n;
-        r = frame_decoder_feed(&m->decoder, piece, (size_t) n);
-        return r < 0 ? r : mux_process(m);
+        frame_decoder_filled(&m->decoder, (size_t) n);
+        return mux_process(m);
 }
 
 /* What the thread has to wait for, and whether at all: with writing broken it only empties the channel. Negative: the
@@ -368,7 +371,7 @@ void *mux_thread(void *arg) {
         while (r == 0) {
                 r = io_step(m);
                 if (r == 0)
-                        r = check_frame_due(m);
+                        r = mux_check_frame_due(m);
         }
         mux_end(m, r);
         mux_hold_drop(m);

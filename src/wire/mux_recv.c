@@ -6,13 +6,23 @@
 
 /* The queue */
 
+/* The block of the record at an offset. */
+static char *block_of(const struct mux_stream *s, size_t at) {
+        char *block;
+
+        memcpy(&block, s->queue.data + at + sizeof(struct record), sizeof(block));
+        return block;
+}
+
 void stream_queue_drop_locked(struct mux_stream *s) {
         struct record head;
 
-        for (size_t at = s->queue_taken; at < s->queue.len; at += sizeof(head) + head.len) {
+        for (size_t at = s->queue_taken; at < s->queue.len; at += sizeof(head) + record_stored(&head)) {
                 memcpy(&head, s->queue.data + at, sizeof(head));
                 if (head.kind == MUX_MSG)
                         s->mux->message_bytes -= head.len;
+                if (head.block)
+                        free(block_of(s, at));
         }
         buf_free(&s->queue);
         s->queue_taken = s->queue_merge = 0;
@@ -37,7 +47,7 @@ static int queue_merge_locked(struct mux_stream *s, uint8_t channel, const void 
                 return 0;
         size_t at = s->queue_merge - 1;
         memcpy(&head, s->queue.data + at, sizeof(head));
-        if (head.channel != channel || head.len + n > WIRE_DATA_CHUNK)
+        if (head.channel != channel || head.block || head.len + n > WIRE_DATA_CHUNK)
                 return 0;
 
         r = buf_append(&s->queue, data, n);
@@ -48,12 +58,33 @@ static int queue_merge_locked(struct mux_stream *s, uint8_t channel, const void 
         return 1;
 }
 
+static int queue_block_locked(struct mux_stream *s, uint8_t channel, const void *data, uint32_t n) {
+        struct record head = {.len = n, .kind = MUX_DATA, .channel = channel, .block = 1};
+        int r = buf_reserve(&s->queue, sizeof(head) + sizeof(char *));
+        _cleanup_free_ char *block = r < 0 ? NULL : malloc((size_t) n + 1);
+
+        if (!block)
+                return r < 0 ? r : -ENOMEM;
+        memcpy(block, data, n);
+        block[n] = 0;
+        r = buf_append(&s->queue, &head, sizeof(head));
+        if (r == 0)
+                r = buf_append(&s->queue, &block, sizeof(block));
+        if (r < 0)
+                return r;
+        s->queue_merge = 0;
+        TAKE_PTR(block);
+        return 0;
+}
+
 static int queue_append_locked(struct mux_stream *s, enum mux_event_kind kind, uint8_t channel, const void *data,
                                size_t n) {
         struct record head = {.len = (uint32_t) n, .kind = (uint8_t) kind, .channel = channel};
         int r;
 
         queue_compact_locked(s);
+        if (kind == MUX_DATA && n >= MUX_BLOCK_MIN)
+                return queue_block_locked(s, channel, data, head.len);
         if (kind == MUX_DATA) {
                 r = queue_merge_locked(s, channel, data, head.len);
                 if (r != 0)
@@ -74,17 +105,22 @@ static bool queue_empty(const struct mux_stream *s) {
         return s->queue_taken == s->queue.len;
 }
 
-/* Takes the first record: its head, and a copy of its bytes in *ret. */
+/* Takes the first record: its head, and its bytes in *ret. */
 static int queue_take_locked(struct mux_stream *s, struct record *head, struct buf *ret) {
         int r;
 
         memcpy(head, s->queue.data + s->queue_taken, sizeof(*head));
         *ret = BUF_INIT(WIRE_FRAME_MAX);
-        r = buf_append(ret, s->queue.data + s->queue_taken + sizeof(*head), head->len);
-        if (r < 0)
-                return r;
+        if (head->block) {
+                ret->data = block_of(s, s->queue_taken);
+                ret->len = ret->cap = head->len;
+        } else {
+                r = buf_append(ret, s->queue.data + s->queue_taken + sizeof(*head), head->len);
+                if (r < 0)
+                        return r;
+        }
 
-        s->queue_taken += sizeof(*head) + head->len;
+        s->queue_taken += sizeof(*head) + record_stored(head);
         if (queue_empty(s)) {
                 s->queue_taken = s->queue_merge = 0;
                 if (s->queue.cap > MUX_KEEP_MAX)
@@ -228,14 +264,14 @@ void stream_credits_locked(struct mux *m) {
 }
 
 /*
- * The application took n bytes. Credit goes back in halves of the window: until then the peer has at least the other
- * half, so it cannot be waiting for ours, and small output does not cost one frame in each direction.
+ * The application took n bytes. Credit goes back in quarters of the window: until then the peer has at least the
+ * others, so it cannot be waiting for ours, and small output does not cost one frame in each direction.
  */
 static void give_back_locked(struct mux_stream *s, uint32_t n) {
         struct mux *m = s->mux;
 
         s->rx_returned += n;
-        if (s->rx_returned < WIRE_WINDOW / 2)
+        if (s->rx_returned < WIRE_WINDOW / 4)
                 return;
         s->rx_credit_due = true;
         m->credit_due = true;
@@ -269,6 +305,11 @@ static bool final_event_locked(struct mux_stream *s, struct mux_event *ret) {
                 return true;
         }
         return false;
+}
+
+bool mux_stream_ready(struct mux_stream *s) {
+        LOCK(&s->mux->lock);
+        return !queue_empty(s) || s->sent_close || s->got_close || s->mux->lost;
 }
 
 static int next_event_locked(struct waiter *w, struct mux_event *ret) {
@@ -317,20 +358,46 @@ static int parse_message(struct mux_stream *s, struct mux_event *e) {
 
 /* A deadline that has passed wins over an event that is there: otherwise a peer that never stops sending would keep a
  * caller who only looks at the results beyond any deadline. */
+static int wait_event(struct mux_stream *s, const struct op *op, struct mux_event *ret) {
+        struct waiter w;
+
+        int r = op_check(op);
+        if (r < 0)
+                return r;
+        waiter_begin(&w, s->mux, s, op);
+        pthread_mutex_lock(&s->mux->lock);
+        r = next_event_locked(&w, ret);
+        pthread_mutex_unlock(&s->mux->lock);
+        waiter_end(&w);
+        return r;
+}
+
+/* The caller's deadline, or the end of the grace that it was given. */
+static struct op with_grace(const struct mux_stream *s, const struct op *op) {
+        struct op limited = op ? *op : OP_INIT_NEVER;
+
+        if (limited.deadline.at_ns == s->overslept.at_ns)
+                limited.deadline = s->grace;
+        return limited;
+}
+
+/* Whether the deadline passed while this process did not run. Then it gets a grace, but no second one. */
+static bool give_grace(struct mux_stream *s, const struct op *op) {
+        if (!op || s->mux->side != MUX_HOST || op->deadline.at_ns == s->overslept.at_ns || !mux_overslept(op->deadline))
+                return false;
+        s->overslept = op->deadline;
+        s->grace = deadline_in_ms(MUX_GRACE_MS);
+        return true;
+}
+
 int mux_recv(struct mux_stream *s, const struct op *op, struct mux_event *ret) {
         for (;;) {
                 _cleanup_mux_event_ struct mux_event e = MUX_EVENT_INIT;
-                struct waiter w;
-                int r;
+                const struct op limited = with_grace(s, op);
 
-                r = op_check(op);
-                if (r < 0)
-                        return r;
-                waiter_begin(&w, s->mux, s, op);
-                pthread_mutex_lock(&s->mux->lock);
-                r = next_event_locked(&w, &e);
-                pthread_mutex_unlock(&s->mux->lock);
-                waiter_end(&w);
+                int r = wait_event(s, &limited, &e);
+                if (r < 0 && r != -ECANCELED && give_grace(s, op))
+                        continue;
                 if (r < 0)
                         return r;
 

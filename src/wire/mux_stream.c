@@ -295,7 +295,7 @@ static int send_chunk(struct waiter *w, uint8_t channel, const void *data, size_
         r = sendable_locked(w, MUX_OUT_DATA_HIGH, true);
         if (r < 0)
                 return r;
-        n = MIN(n, (size_t) (WIRE_DATA_CHUNK - 1)); /* the channel byte belongs to the payload */
+        n = MIN(n, (size_t) WIRE_DATA_CHUNK);
         n = MIN(n, (size_t) s->tx_credit);
         r = mux_append_locked(w->m, WIRE_DATA, s->id, &channel, 1, data, n);
         if (r < 0)

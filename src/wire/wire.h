@@ -26,11 +26,13 @@
 #define WIRE_VSOCK_PORT 5000
 #define WIRE_PORT_NAME "agentiso.0"
 
-#define WIRE_HEADER_LEN 9u                /* length + kind + stream */
-#define WIRE_FRAME_MAX (1024u * 1024u)    /* greatest value of `length` */
-#define WIRE_DATA_CHUNK (64u * 1024u)     /* greatest payload of one WIRE_DATA that we send */
+#define WIRE_HEADER_LEN 9u             /* length + kind + stream */
+#define WIRE_FRAME_MAX (1024u * 1024u) /* greatest value of `length` */
+/* Most bytes of data in one WIRE_DATA that we send: with its heads it makes 64 KiB, which a virtio-serial port takes in
+ * two writes. */
+#define WIRE_DATA_CHUNK (64u * 1024u - WIRE_HEADER_LEN - 1u)
 #define WIRE_FRAME_MS 10000               /* for a guest to send a frame to its end, once it has begun it */
-#define WIRE_WINDOW (256u * 1024u)        /* credit per stream and direction, in bytes of bulk data */
+#define WIRE_WINDOW (512u * 1024u)        /* credit per stream and direction, in bytes of bulk data */
 #define WIRE_STREAMS_MAX 256u             /* open streams per connection */
 #define WIRE_MESSAGES_MAX 64u             /* control messages that may wait on one stream */
 #define WIRE_OUT_MAX (4u * 1024u * 1024u) /* bytes that may wait to be written to the channel */
@@ -63,7 +65,7 @@ enum wire_channel {
 /*
  * Requests ("type" of WIRE_OPEN), what they carry and what comes back. Every request is answered by one WIRE_MSG
  * {type:"ok", ...} or {type:"error", code, message, hint?} (codes: error.h), then WIRE_CLOSE from the guest, unless
- * said otherwise. WIRE_CLOSE from the host cancels: what the request started is killed or undone.
+ * said otherwise. WIRE_CLOSE from the host before that cancels: what the request started is killed or undone.
  *
  * WIRE_REQ_INFO       -> ok {version, root_mounted, boot_ns (CLOCK_BOOTTIME), cgroup (bool)}
  * WIRE_REQ_MOUNT_ROOT {device:"/dev/vda", grow:bool} loads the disk driver, mounts, grows the file system, pivots
@@ -77,12 +79,15 @@ enum wire_channel {
  *                     leftover:bool, out{}, err{}}; or, if it still runs after yield_ms, the output so far and
  *                     {type:"yielded", job_id, duration_ms, out{}, err{}}: it has become a job.
  *                     The timeout kills everything the command started, before or after it has become a job. So does
- *                     WIRE_CLOSE. A lost connection makes it a job that nobody has asked for: WIRE_REQ_JOB_LIST has it.
+ *                     WIRE_CLOSE before the last message. Behind the last message, WIRE_CLOSE says that it was taken.
+ *                     Until then, a lost connection or a WIRE_CLOSE of code "timeout" (the host could not wait any
+ *                     longer) makes the command a job that nobody has asked for: WIRE_REQ_JOB_LIST has it.
  * WIRE_REQ_JOB_START  {command, workdir?, env{}?, timeout_ms?, pty:bool, cols?, rows?} -> ok {job_id, pid}
  * WIRE_REQ_JOB_READ   {job_id, wait_ms, out_offset?, err_offset?, max_output} waits until there is output behind one of
- *                     the offsets (0 when not given), or the job has ended, or wait_ms have passed. Then the output and
- *                     {type:"job", running, exit_code | signal (when it has ended), timed_out, leftover, duration_ms,
- *                     pty, out{}, err{}}
+ *                     the offsets (without one: output that no reader without an offset was given), or the job has
+ *                     ended, or wait_ms have passed. An offset behind the end is answered at once, with nothing. Then
+ *                     the output and {type:"job", running, exit_code | signal (when it has ended), timed_out, leftover,
+ *                     duration_ms, pty, out{}, err{}}
  * WIRE_REQ_JOB_WRITE  {job_id, eof:bool, wait_ms} and at most WIRE_JOB_WRITE_MAX bytes and EOF on IN; they go to the
  *                     job's standard input, waiting at most wait_ms for the job to read -> ok {written}. eof closes it
  *                     behind them, if all were written (on a terminal: sends the end-of-file character).

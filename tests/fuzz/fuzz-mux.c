@@ -153,7 +153,7 @@ static void check_accounts(struct world *w) {
                 size_t data = 0;
                 struct record head;
 
-                for (size_t at = s->queue_taken; at < s->queue.len; at += sizeof(head) + head.len) {
+                for (size_t at = s->queue_taken; at < s->queue.len; at += sizeof(head) + record_stored(&head)) {
                         memcpy(&head, s->queue.data + at, sizeof(head));
                         data += head.kind == MUX_DATA ? head.len : 0;
                         messages += head.kind == MUX_MSG ? head.len : 0;

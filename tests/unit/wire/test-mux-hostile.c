@@ -251,7 +251,7 @@ static void test_credit_overrun(void) {
         rig_stop(&g);
 }
 
-/* Credit is given back when half of the window was taken, not before. */
+/* Credit is given back when a quarter of the window was taken, not before. */
 static void test_credit_returned(void) {
         _cleanup_mux_event_ struct mux_event e = MUX_EVENT_INIT;
         _cleanup_free_ char *data = calloc(1, WIRE_WINDOW);
@@ -261,10 +261,10 @@ static void test_credit_returned(void) {
         REQUIRE(rig_start(&g, MUX_HOST, HELLO));
         struct mux_stream *s = rig_open(&g);
         data[0] = WIRE_CH_OUT;
-        CHECK(peer_frame(&g, WIRE_DATA, s->id, data, 1 + WIRE_WINDOW / 4));
+        CHECK(peer_frame(&g, WIRE_DATA, s->id, data, 1 + WIRE_WINDOW / 8));
         check_recv(s, MUX_DATA, &e);
         check_alive(&g);
-        CHECK(peer_frame(&g, WIRE_DATA, s->id, data, 1 + WIRE_WINDOW / 4));
+        CHECK(peer_frame(&g, WIRE_DATA, s->id, data, 1 + WIRE_WINDOW / 8));
         check_recv(s, MUX_DATA, &e);
         CHECK(peer_expect(&g, WIRE_CREDIT, s->id, &f));
         CHECK(f.payload_len == 4 && memcmp(f.payload, "\0\2\0\0", 4) == 0);
@@ -560,6 +560,45 @@ static void test_write_fails_before_reading(void) {
         rig_stop(&g);
 }
 
+/* A frame that is overdue ends the connection, but not when it was this process that did not run. */
+static void test_overdue_or_overslept(void) {
+        static const char half[] = {0, 0, 0, 20, WIRE_HELLO, 0};
+        int sv[2];
+
+        REQUIRE(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sv) == 0);
+        struct mux *m = mux_new(sv[0], MUX_HOST, NULL);
+        REQUIRE(m && write(sv[1], half, sizeof(half)) == sizeof(half));
+        CHECK_INT(mux_input(m), 0);
+        CHECK_INT(mux_check_frame_due(m), 0);
+        m->frame_due = (deadline_t){monotonic_ns() - MUX_OVERSLEPT_MS * NSEC_PER_MSEC};
+        CHECK_INT(mux_check_frame_due(m), 0);
+        CHECK(!deadline_passed(m->frame_due) && m->frame_due.at_ns <= deadline_in_ms(MUX_GRACE_MS).at_ns);
+        m->frame_due = (deadline_t){monotonic_ns()};
+        CHECK_INT(mux_check_frame_due(m), -EPROTO);
+        mux_hold_drop(m);
+        close_fd(sv[1]);
+}
+
+/* Whoever closes with a reason lets go of the stream afterwards: the peer is told once. */
+static void test_one_close(void) {
+        _cleanup_error_ struct error reason = ERROR_INIT;
+        struct frame f;
+        struct rig g;
+
+        REQUIRE(rig_start(&g, MUX_HOST, HELLO));
+        struct mux_stream *s = rig_open(&g);
+        const uint32_t id = s->id;
+        error_set(&reason, ERROR_TIMEOUT, "too late");
+        CHECK(!mux_stream_ready(s));
+        mux_close(s, &reason);
+        CHECK(mux_stream_ready(s));
+        mux_stream_unref(s);
+        REQUIRE(peer_expect(&g, WIRE_CLOSE, id, &f));
+        CHECK(memmem(f.payload, f.payload_len, "\"timeout\"", 9));
+        check_alive(&g);
+        rig_stop(&g);
+}
+
 static size_t memory_of_out(struct mux *m) {
         LOCK(&m->lock);
         return m->out.len + m->answers.len;
@@ -675,6 +714,8 @@ int main(void) {
         RUN(test_long_reason);
         RUN(test_gone_in_mid_frame);
         RUN(test_a_frame_without_end);
+        RUN(test_overdue_or_overslept);
+        RUN(test_one_close);
         RUN(test_write_fails_before_reading);
         RUN(test_flood_of_pings);
         RUN(test_flood_of_opens);
