@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "guest/agent.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/sysinfo.h>
 
@@ -14,9 +15,10 @@ int agent_init(struct agent *a, const char *cgroup_mount, struct error *err) {
         sigset_t chld;
         int r;
 
-        *a = (struct agent){.initramfs_fd = -1, .cgroups = CGROUPS_INIT};
+        *a = (struct agent){.initramfs_fd = -1, .null_fd = -1, .cgroups = CGROUPS_INIT};
         pthread_mutex_init(&a->lock, NULL);
         pthread_mutex_init(&a->files_lock, NULL);
+        pthread_mutex_init(&a->fork_lock, NULL);
         cond_init(&a->idle);
         jobs_init(&a->jobs, MIN((size_t) SPOOLS_BYTES_MAX, memory_share(SPOOLS_MEMORY_SHARE)));
         env_store_init(&a->env);
@@ -28,6 +30,11 @@ int agent_init(struct agent *a, const char *cgroup_mount, struct error *err) {
         /* A command that closes its standard input must not take the agent with it. */
         signal(SIGPIPE, SIG_IGN);
 
+        a->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+        if (a->null_fd < 0) {
+                r = error_set_errno(err, errno, "Cannot open /dev/null");
+                goto fail;
+        }
         r = reaper_new(&a->reaper);
         if (r < 0) {
                 error_set_errno(err, r, "Cannot start the reaper");
@@ -58,7 +65,9 @@ void agent_free(struct agent *a) {
         cgroups_close(&a->cgroups);
         env_store_free(&a->env);
         a->initramfs_fd = close_fd(a->initramfs_fd);
+        a->null_fd = close_fd(a->null_fd);
         pthread_cond_destroy(&a->idle);
+        pthread_mutex_destroy(&a->fork_lock);
         pthread_mutex_destroy(&a->files_lock);
         pthread_mutex_destroy(&a->lock);
 }

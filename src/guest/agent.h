@@ -44,8 +44,12 @@ struct agent {
         atomic_int execs; /* running commands */
         struct jobs jobs;
         struct env_store env;
-        struct budget inputs;       /* input on its way to commands, and what they are given in memory */
-        int initramfs_fd;           /* root folder of the initramfs: modules are loaded from there. -1: none */
+        struct budget inputs; /* input on its way to commands, and what they are given in memory */
+        int initramfs_fd;     /* root folder of the initramfs: modules are loaded from there. -1: none */
+        int null_fd;          /* /dev/null, whatever the workload puts in its place */
+        pthread_mutex_t
+                fork_lock; /* held while the agent has a command's side of its pipes open: a child that is forked
+                            * for another command would be born with them, and hold them until it runs exec */
         pthread_mutex_t files_lock; /* makes the replacing of a file and the read before it one step; held across file
                                      * I/O, never across a wait for the peer */
         pthread_mutex_t lock;       /* guards what follows */
@@ -94,7 +98,9 @@ int handle_shutdown(struct request *r, struct error *err);
 /* Sends {type, ...members}; members is taken (NULL: none). */
 int request_send(struct request *r, const char *type, json_t *members);
 /* Waits for a token under the stream, so that the host's leaving ends it: -ECANCELED: the token fired; -ETIMEDOUT;
- * -EPIPE: the host has closed the stream; -ENOTCONN: the connection is lost. What else comes is passed over. */
+ * -EPIPE: the host has closed the stream, which cancels; -ENOTCONN: the connection is lost, or the host has closed the
+ * stream because it ran out of time, and what it asked for is to go on. What else comes is passed over. token: or NULL.
+ */
 int request_wait(struct request *r, struct cancel *token, deadline_t deadline);
 /* mux_callbacks.opened; arg is the agent. */
 void dispatch_opened(void *arg, struct mux_stream *stream, json_t *request);

@@ -13,6 +13,8 @@
 #include "base/file.h"
 
 #define PARENT_NAME "agentiso"
+#define NAME_PREFIX "exec-"
+#define PROC_CGROUP_MAX (64u * 1024u) /* of /proc/PID/cgroup: a line for each hierarchy */
 
 static int put_text(int dir_fd, const char *name, const char *text) {
         _cleanup_close_ int fd = openat(dir_fd, name, O_WRONLY | O_CLOEXEC);
@@ -76,6 +78,8 @@ void cgroups_close(struct cgroups *g) {
                 remove_tree(g->fd, g->spare[i].name, 0);
         }
         g->n_spare = 0;
+        if (g->lost_scan)
+                closedir(TAKE_PTR(g->lost_scan));
         g->fd = close_fd(g->fd);
         pthread_mutex_destroy(&g->lock);
 }
@@ -119,15 +123,71 @@ static void sweep(struct cgroups *g) {
         g->n_stale = kept;
 }
 
-static int make(struct cgroups *g, struct cgroup *ret) {
+static bool is_spare(const struct cgroups *g, const char *name) {
+        for (size_t i = 0; i < g->n_spare; i++)
+                if (strcmp(g->spare[i].name, name) == 0)
+                        return true;
+        return false;
+}
+
+/* The number of a folder of ours; 0: it is none. */
+static uint64_t number_of(const char *name) {
+        size_t n = strlen(NAME_PREFIX);
+
+        return strncmp(name, NAME_PREFIX, n) == 0 ? strtoull(name + n, NULL, 10) : 0;
+}
+
+static DIR *open_folder(int fd) {
+        int own = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        DIR *dir = own >= 0 ? fdopendir(own) : NULL;
+
+        if (!dir)
+                close_fd(own);
+        return dir;
+}
+
+/* Looks for the folders that the list had no room for, a few at a time. What runs cannot be removed; one that is taken
+ * at this moment and has no process yet can: job_start.c then makes another. */
+static void sweep_lost(struct cgroups *g) {
+        struct dirent *de;
+
+        if (g->lost_max == 0)
+                return;
+        if (!g->lost_scan)
+                g->lost_scan = open_folder(g->fd);
+        for (size_t i = 0; g->lost_scan && i < CGROUPS_SCAN_MAX; i++) {
+                de = readdir(g->lost_scan);
+                if (!de) {
+                        closedir(TAKE_PTR(g->lost_scan));
+                        if (!g->lost_busy)
+                                g->lost_max = 0;
+                        g->lost_busy = false;
+                        return;
+                }
+                uint64_t n = number_of(de->d_name);
+                if (n > 0 && n <= g->lost_max && !is_spare(g, de->d_name) && remove_tree(g->fd, de->d_name, 0) < 0)
+                        g->lost_busy = true;
+        }
+}
+
+static void remember(struct cgroups *g, const char *name) {
+        if (g->n_stale < CGROUPS_STALE_MAX)
+                memcpy(g->stale[g->n_stale++], name, CGROUP_NAME_MAX + 1);
+        else
+                g->lost_max = MAX(g->lost_max, number_of(name));
+}
+
+int cgroup_make(struct cgroups *g, struct cgroup *ret) {
         struct cgroup c = CGROUP_INIT;
         uint64_t n;
 
+        if (g->fd < 0)
+                return -EOPNOTSUPP;
         do {
                 pthread_mutex_lock(&g->lock);
                 n = ++g->next;
                 pthread_mutex_unlock(&g->lock);
-                snprintf(c.name, sizeof(c.name), "exec-%" PRIu64, n);
+                snprintf(c.name, sizeof(c.name), NAME_PREFIX "%" PRIu64, n);
         } while (mkdirat(g->fd, c.name, 0755) < 0 && errno == EEXIST);
         c.fd = openat(g->fd, c.name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (c.fd < 0)
@@ -145,9 +205,23 @@ static bool take_spare(struct cgroups *g, struct cgroup *ret) {
 }
 
 int cgroup_create(struct cgroups *g, struct cgroup *ret) {
-        if (g->fd < 0)
-                return -EOPNOTSUPP;
-        return take_spare(g, ret) ? 0 : make(g, ret);
+        return take_spare(g, ret) ? 0 : cgroup_make(g, ret);
+}
+
+bool cgroup_holds(const struct cgroup *c, pid_t pid) {
+        _cleanup_free_ char *text = NULL;
+        char path[64], folder[sizeof("/" PARENT_NAME "/") + CGROUP_NAME_MAX];
+        size_t n;
+
+        snprintf(path, sizeof(path), "/proc/%d/cgroup", (int) pid);
+        snprintf(folder, sizeof(folder), "/" PARENT_NAME "/%s", c->name);
+        n = strlen(folder);
+        if (file_read_all(path, PROC_CGROUP_MAX, &text, NULL) < 0)
+                return false;
+        for (const char *p = strstr(text, folder); p; p = strstr(p + n, folder))
+                if (strchr("/\n ", p[n])) /* also the NUL; a blank stands before "(deleted)" */
+                        return true;
+        return false;
 }
 
 /* "populated 0" in cgroup.events: no live process here or below. */
@@ -175,6 +249,10 @@ int cgroup_wait_empty(const struct cgroup *c, deadline_t deadline) {
         return 0;
 }
 
+bool cgroup_can_kill(const struct cgroup *c) {
+        return faccessat(c->fd, "cgroup.kill", F_OK, 0) == 0;
+}
+
 int cgroup_kill(const struct cgroup *c, deadline_t deadline) {
         _cleanup_close_ int kill_fd = openat(c->fd, "cgroup.kill", O_WRONLY | O_CLOEXEC);
 
@@ -191,8 +269,9 @@ static void discard(struct cgroups *g, const char *name) {
 
         LOCK(&g->lock);
         sweep(g);
-        if (r < 0 && g->n_stale < CGROUPS_STALE_MAX)
-                memcpy(g->stale[g->n_stale++], name, CGROUP_NAME_MAX + 1);
+        sweep_lost(g);
+        if (r < 0)
+                remember(g, name);
 }
 
 static bool spare_wanted(struct cgroups *g) {
@@ -208,7 +287,7 @@ void cgroup_release(struct cgroups *g, struct cgroup *c) {
         c->fd = close_fd(c->fd);
         discard(g, c->name);
 
-        if (!spare_wanted(g) || make(g, &fresh) < 0)
+        if (!spare_wanted(g) || cgroup_make(g, &fresh) < 0)
                 return;
         pthread_mutex_lock(&g->lock);
         if (g->n_spare < CGROUPS_SPARE_MAX) {

@@ -58,8 +58,9 @@ int request_wait(struct request *r, struct cancel *token, deadline_t deadline) {
 
                 if (k < 0)
                         return k;
+                /* A host that was stopped for a while gives up what it waited for: nobody has cancelled that. */
                 if (ev.kind == MUX_CLOSED)
-                        return -EPIPE;
+                        return ev.error.code == ERROR_TIMEOUT ? -ENOTCONN : -EPIPE;
                 if (ev.kind == MUX_LOST)
                         return -ENOTCONN;
         }
@@ -104,6 +105,30 @@ static void request_free(struct request *r) {
                 pthread_cond_broadcast(&a->idle);
 }
 
+/* What to do about an error of the system that the handler has said no more about. */
+static void advise(int r, struct error *err) {
+        if (err->hint)
+                return;
+        switch (-r) {
+        case ENOSPC:
+        case EDQUOT:
+                error_hint(err,
+                           "df -h shows what is full. Delete something, or make a workspace with a larger disk_gb.");
+                break;
+        case EACCES:
+        case EPERM:
+        case EROFS:
+                err->code = ERROR_INVALID_ARGUMENT; /* not ours, nor the machine's */
+                error_hint(err, "Not even root may do that there. Choose another path.");
+                break;
+        case ENOTDIR:
+                error_hint(err, "A part of the path is a file where a directory must be.");
+                break;
+        default:
+                break;
+        }
+}
+
 static void *request_main(void *arg) {
         struct request *r = arg;
         _cleanup_error_ struct error err = ERROR_INIT;
@@ -112,6 +137,7 @@ static void *request_main(void *arg) {
         if (k < 0) {
                 if (!error_is_set(&err))
                         error_set_errno(&err, k, "The request failed");
+                advise(k, &err);
                 send_error(r, &err);
         } else if (k == 0) {
                 request_send(r, WIRE_MSG_OK, TAKE_PTR(r->reply));

@@ -6,6 +6,7 @@
 #include <sys/eventfd.h>
 
 #include "base/thread.h"
+#include "guest/priority.h"
 
 struct drainer {
         pthread_t thread;
@@ -29,6 +30,7 @@ static void *drainer_main(void *arg) {
         struct drainer *d = arg;
         char scratch[16 * 1024];
 
+        priority_set(PRIORITY_NORMAL);
         for (;;) {
                 struct epoll_event ev[32];
                 int n = epoll_wait(d->epoll_fd, ev, ARRAY_SIZE(ev), -1);

@@ -2,7 +2,8 @@
 
 /*
  * WIRE_REQ_EXEC: a job that its request waits for. While it does, the job is in no list. It gets into the list when it
- * yields, or when the connection is lost: then nobody has the output, and it must not be lost with it.
+ * yields, or when the connection is lost or the host runs out of time: then nobody has the output, and it must not be
+ * lost with it. An answer that was sent may still be on its way: the host has it once it closes the stream.
  */
 
 #include <string.h>
@@ -11,6 +12,7 @@
 #include "guest/job_answer.h"
 
 #define LINE_MAX_BYTES 160   /* of progress */
+#define TAKEN_MS 10000       /* for the host to say that it has the answer, by closing the stream */
 #define PROGRESS_SEND_MS 100 /* a line that the channel does not take at once is not worth waiting for */
 
 struct exec {
@@ -72,23 +74,35 @@ static int answer(struct exec *e, uint64_t job_id) {
         return r;
 }
 
-static void keep(struct exec *e) {
-        jobs_list(&e->req->agent->jobs, e->job);
+static uint64_t keep(struct exec *e) {
+        uint64_t id = jobs_list(&e->req->agent->jobs, e->job);
+
         if (job_ended(e->job, NULL))
                 job_settle(e->job);
+        return id;
+}
+
+/* It has ended. 0: the host has the answer, or does not want it; -ENOTCONN: it may not have it. */
+static int answer_end(struct exec *e) {
+        int r = answer(e, 0);
+
+        if (r == 0 || r == -EPIPE)
+                r = request_wait(e->req, NULL, deadline_in_ms(TAKEN_MS));
+        return r == -ETIMEDOUT || r == -EPIPE ? 0 : r;
 }
 
 static int run(struct exec *e, struct error *err) {
         int r = wait_end(e);
 
         if (r == -ECANCELED)
-                r = answer(e, 0);
+                r = answer_end(e);
         else if (r == -ETIMEDOUT)
-                r = answer(e, jobs_list(&e->req->agent->jobs, e->job));
+                r = answer(e, keep(e));
 
+        /* One that is in the list runs on, whatever has become of the answer. */
         if (r == -ENOTCONN)
                 keep(e);
-        else if (r < 0 && !job_ended(e->job, NULL))
+        else if (r < 0 && job_id(e->job) == 0)
                 job_destroy(e->job);
         if (r == 0 || r == -ENOTCONN || r == -EPIPE)
                 return 1;

@@ -8,7 +8,7 @@
 #include "guest/path.h"
 #include "wire/sparse.h"
 
-#define CHUNK (64UL * 1024)
+#define CHUNK WIRE_DATA_CHUNK
 /* A file that says it is empty, as those in /proc do, is read until it ends, but not for ever. */
 #define UNSIZED_MAX (64L * 1024 * 1024)
 

@@ -294,41 +294,65 @@ static struct cgroup cgroup_get(struct job *j) {
         struct cgroup c = CGROUP_INIT;
 
         LOCK(&j->lock);
-        if (j->cgroup.fd >= 0)
+        if (j->cgroup.fd >= 0) {
+                c = j->cgroup;
                 c.fd = fcntl(j->cgroup.fd, F_DUPFD_CLOEXEC, 0);
+        }
         return c;
 }
 
-static int signal_cgroup(const struct cgroup *c, int sig, deadline_t deadline, size_t *ret_processes) {
-        *ret_processes = cgroup_signal(c, sig == SIGKILL ? 0 : sig);
-        return sig == SIGKILL ? cgroup_kill(c, deadline) : 0;
+/* What is found without a cgroup: as long as the shell runs, its number is its own, and so is that of its session. */
+static int signal_tree(struct child *child, int sig, deadline_t deadline, size_t *ret_processes) {
+        *ret_processes = 0;
+        if (sig == SIGKILL)
+                return child_ended(child, NULL) ? 0 : tree_kill(child, deadline, ret_processes);
+        *ret_processes = child_signal_group(child, sig) == 0 ? 1 : 0;
+        return 0;
 }
 
-/* Where there is no cgroup: as long as the shell runs, its number is its own, and so is that of its session. */
-static int signal_tree(struct job *j, int sig, deadline_t deadline, size_t *ret_processes) {
-        struct child *child = child_get(j);
-        int r = 0;
-
+/* A command can move processes to other cgroups: its shell is found nevertheless, with all that is in its session, and
+ * so is what is still in the shell's process group. */
+static int signal_outside(const struct cgroup *c, struct child *child, int sig, deadline_t deadline,
+                          size_t *ret_processes) {
         *ret_processes = 0;
-        if (!child)
-                return 0;
+        if (!cgroup_holds(c, child_pid(child)))
+                return signal_tree(child, sig, deadline, ret_processes);
         if (sig == SIGKILL)
-                r = child_ended(child, NULL) ? 0 : tree_kill(child, deadline, ret_processes);
-        else
-                *ret_processes = child_signal_group(child, sig) == 0 ? 1 : 0;
-        job_child_put(j);
-        return r;
+                (void) child_signal_group(child, sig);
+        return 0;
+}
+
+static int signal_cgroup(const struct cgroup *c, struct child *child, int sig, deadline_t deadline,
+                         size_t *ret_processes) {
+        size_t outside = 0;
+        int r = 0, k = 0;
+
+        /* Before the shell is killed, by which alone the rest can be found then. */
+        if (sig == SIGKILL && !cgroup_can_kill(c))
+                return -EOPNOTSUPP;
+        *ret_processes = cgroup_signal(c, sig == SIGKILL ? 0 : sig);
+        if (child)
+                r = signal_outside(c, child, sig, deadline, &outside);
+        *ret_processes += outside;
+        if (sig == SIGKILL)
+                k = cgroup_kill(c, deadline);
+        if (k == -EOPNOTSUPP || k == -ENODEV)
+                k = 0; /* the job has ended meanwhile, and its folder is gone */
+        return k < 0 ? k : r;
 }
 
 int job_signal(struct job *j, int sig, size_t *ret_processes) {
         deadline_t deadline = deadline_in_ms(JOB_KILL_MAX_MS);
         struct cgroup c = cgroup_get(j);
         _cleanup_close_ int fd = c.fd;
+        struct child *child = child_get(j);
         size_t n = 0;
-        int r = fd >= 0 ? signal_cgroup(&c, sig, deadline, &n) : -EOPNOTSUPP;
+        int r = fd >= 0 ? signal_cgroup(&c, child, sig, deadline, &n) : -EOPNOTSUPP;
 
         if (r == -EOPNOTSUPP)
-                r = signal_tree(j, sig, deadline, &n);
+                r = child ? signal_tree(child, sig, deadline, &n) : 0;
+        if (child)
+                job_child_put(j);
         if (ret_processes)
                 *ret_processes = n;
         return r;

@@ -58,6 +58,7 @@ struct job_stream {
         int fd;   /* only the thread's; -1: closed or given up */
         int must; /* bytes that were in the pipe when the shell ended: these are always kept */
         struct spool spool;
+        atomic_uint_fast64_t given; /* bytes of it that were given to somebody who asked for all */
 };
 
 enum { JOB_OUT, JOB_ERR, JOB_STREAMS };

@@ -53,6 +53,10 @@ static int check_env(const char *what, const json_t *env, struct error *err) {
                                WIRE_ENV_VARS_MAX);
         json_object_foreach ((json_t *) env, name, value) {
                 r = check_env_name(what, name, err);
+                if (r == 0 && json_is_string(value) && strlen(name) + 1 + json_string_length(value) > ARGS_STRING_MAX)
+                        return invalid(err,
+                                       "%s: %.100s is longer than the %u bytes that the system takes of a variable",
+                                       what, name, ARGS_STRING_MAX);
                 if (r < 0)
                         return r;
                 if (!json_is_string(value))
@@ -69,9 +73,9 @@ static int command_args_parse(const json_t *o, struct command_args *ret, struct 
             (r = json_opt_str(o, "workdir", &a.workdir, err)) < 0 ||
             (r = args_opt_range(o, "timeout_ms", 1, ARGS_TIMEOUT_MS_MAX, &a.timeout_ms, err)) < 0)
                 return r;
-        if (strlen(a.command) > ARGS_COMMAND_MAX) {
+        if (strlen(a.command) > ARGS_STRING_MAX) {
                 r = invalid(err, "command is %zu bytes long; the system takes at most %u", strlen(a.command),
-                            ARGS_COMMAND_MAX);
+                            ARGS_STRING_MAX);
                 error_hint(err, "Write it to a file with file_write and run that file.");
                 return r;
         }

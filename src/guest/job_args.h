@@ -5,7 +5,9 @@
 
 #include "base/json.h"
 
-#define ARGS_COMMAND_MAX (128u * 1024u - 1)         /* Linux: MAX_ARG_STRLEN is 32 pages, with the NUL */
+#define ARGS_STRING_MAX \
+        (128u * 1024u - 1) /* bytes of a command, and of a variable with its name; Linux: MAX_ARG_STRLEN */
+
 #define ARGS_TIMEOUT_MS_MAX (7L * 24 * 3600 * 1000) /* a week */
 #define ARGS_PROGRESS_MS_MIN 100
 

@@ -42,6 +42,10 @@ int handle_job_start(struct request *req, struct error *err) {
         r = job_start(req->agent, &spec, &j, err);
         if (r < 0)
                 return r;
+        if (mux_stream_closed(req->stream)) { /* cancelled: nobody will ever ask for it */
+                job_destroy(j);
+                return 1;
+        }
         id = jobs_list(&req->agent->jobs, j);
         if (job_ended(j, NULL))
                 job_settle(j);
@@ -52,13 +56,17 @@ int handle_job_start(struct request *req, struct error *err) {
 
 /* ---- reading ---- */
 
-static bool behind(struct spool *s, int64_t offset) {
-        return spool_total(s) > (uint64_t) MAX(offset, (int64_t) 0);
+/* Whether there is output that the reader has not seen. Of one who names no offset it is what nobody was given yet: he
+ * gets all again, but waits for more. One whose offset does not exist is told at once. */
+static bool has_news(struct job_stream *s, int64_t offset) {
+        uint64_t total = spool_total(&s->spool);
+
+        return offset < 0 ? total > atomic_load(&s->given) : total != (uint64_t) offset;
 }
 
 static bool read_news(struct job *j, const struct job_read_args *a) {
-        return job_ended(j, NULL) || behind(&j->stream[JOB_OUT].spool, a->out_offset) ||
-               behind(&j->stream[JOB_ERR].spool, a->err_offset);
+        return job_ended(j, NULL) || has_news(&j->stream[JOB_OUT], a->out_offset) ||
+               has_news(&j->stream[JOB_ERR], a->err_offset);
 }
 
 /* 0, also when the time is up; else as request_wait(). */

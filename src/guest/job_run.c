@@ -9,9 +9,11 @@
 #include <sys/ioctl.h>
 
 #include "guest/agent.h"
+#include "guest/priority.h"
 
 #define READ_CHUNK (64UL * 1024)
 #define QUIET_MS 100         /* of silence after the shell's end before open pipes are given up */
+#define HUNG_MS 100          /* until a terminal that nobody has open is looked at again */
 #define LEFTOVER_MAX_MS 1000 /* after the shell's end, however much a process left behind prints */
 
 struct run {
@@ -19,6 +21,7 @@ struct run {
         int64_t ended_ns, news_ns; /* 0: not yet */
         deadline_t deadline;       /* the timeout; after it, when the job is given up */
         bool expired;
+        bool hung; /* nobody has the terminal open: poll(2) would say so without end */
         char chunk[READ_CHUNK];
 };
 
@@ -28,13 +31,15 @@ static void give_up(struct run *run, struct job_stream *s) {
         s->must = 0;
 }
 
-/* Moves one chunk. A terminal whose last user is gone gives EIO, a pipe nothing. */
+/* Moves one chunk. A pipe whose last writer is gone gives nothing for ever, a terminal EIO until somebody opens it
+ * again, which any process of the shell's session can do. */
 static void pump(struct run *run, size_t which) {
         struct job *j = run->job;
         struct job_stream *s = &j->stream[which];
         ssize_t n = read(s->fd, run->chunk, READ_CHUNK);
 
-        if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        run->hung = n < 0 && errno == EIO && j->pty && run->ended_ns == 0;
+        if (run->hung || (n < 0 && (errno == EAGAIN || errno == EINTR)))
                 return;
         if (n <= 0) {
                 s->fd = close_fd(s->fd);
@@ -55,19 +60,23 @@ static bool open_streams(const struct job *j) {
 /* How long to wait for more; 0: no longer. */
 static int wait_ms(const struct run *run) {
         const struct job *j = run->job;
-        int64_t now, until;
+        int64_t now = monotonic_ns(), until;
 
+        if (run->hung)
+                return deadline_poll_ms(deadline_min(run->deadline, deadline_in_ms(HUNG_MS)));
         if (run->ended_ns == 0)
                 return deadline_poll_ms(run->deadline);
-        if (j->stream[JOB_OUT].must > 0 || j->stream[JOB_ERR].must > 0)
+        /* A process left behind may have read it meanwhile. */
+        if ((j->stream[JOB_OUT].must > 0 || j->stream[JOB_ERR].must > 0) &&
+            now < run->ended_ns + JOB_KILL_MAX_MS * NSEC_PER_MSEC)
                 return QUIET_MS;
-        now = monotonic_ns();
         until = MIN(run->news_ns + QUIET_MS * NSEC_PER_MSEC, run->ended_ns + LEFTOVER_MAX_MS * NSEC_PER_MSEC);
         return until <= now ? 0 : (int) ((until - now + NSEC_PER_MSEC - 1) / NSEC_PER_MSEC);
 }
 
 static void note_end(struct run *run) {
         run->ended_ns = run->news_ns = monotonic_ns();
+        run->hung = false;
         for (size_t i = 0; i < JOB_STREAMS; i++) {
                 struct job_stream *s = &run->job->stream[i];
 
@@ -111,7 +120,7 @@ static void look(struct run *run, const struct pollfd *p) {
         eventfd_t count;
 
         for (size_t i = 0; i < JOB_STREAMS; i++)
-                if (p[i].revents)
+                if (p[i].revents || (i == JOB_OUT && run->hung))
                         pump(run, i);
         if (p[AT_WAKE].revents)
                 (void) eventfd_read(j->wake_fd, &count);
@@ -129,7 +138,7 @@ static void run_to_the_end(struct run *run) {
 
         while (!j->given_up && (run->ended_ns == 0 || open_streams(j))) {
                 struct pollfd p[AT_ALL] = {
-                        [AT_OUT] = {.fd = j->stream[JOB_OUT].fd, .events = POLLIN},
+                        [AT_OUT] = {.fd = run->hung ? -1 : j->stream[JOB_OUT].fd, .events = POLLIN},
                         [AT_ERR] = {.fd = j->stream[JOB_ERR].fd, .events = POLLIN},
                         [AT_CHILD] = {.fd = run->ended_ns ? -1 : child_fd(j->child), .events = POLLIN},
                         [AT_WAKE] = {.fd = j->wake_fd, .events = POLLIN},
@@ -173,8 +182,9 @@ static void *job_main(void *arg) {
         run.job = arg;
         run.ended_ns = run.news_ns = 0;
         run.deadline = run.job->deadline;
-        run.expired = false;
+        run.expired = run.hung = false;
         jobs = &run.job->agent->jobs;
+        priority_set(PRIORITY_NORMAL);
         run_to_the_end(&run);
         finish(&run);
         job_unref(run.job);

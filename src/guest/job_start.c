@@ -10,14 +10,16 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "base/io.h"
 #include "base/str.h"
 #include "guest/agent.h"
+#include "guest/priority.h"
 
 #define START_MAX_MS 10000 /* from fork to exec */
+
+#define STATUS_FD 3 /* the child's end of the status pipe, behind the command's own descriptors */
 
 #define NOFILE_SOFT 1024 /* select(2) breaks beyond it; programs that know better raise it themselves */
 #define NOFILE_HARD 1048576
@@ -35,12 +37,18 @@ struct launch {
         const struct job_spec *spec;
         const char *workdir;
         struct strv env;
+        int null_fd; /* borrowed */
         int in[2], out[2], err[2], status[2];
         int terminal; /* the command's side */
 };
-#define LAUNCH_INIT(s)    \
-        ((struct launch){ \
-                .spec = (s), .in = {-1, -1}, .out = {-1, -1}, .err = {-1, -1}, .status = {-1, -1}, .terminal = -1})
+#define LAUNCH_INIT(s, null)                 \
+        ((struct launch){.spec = (s),        \
+                         .null_fd = (null),  \
+                         .in = {-1, -1},     \
+                         .out = {-1, -1},    \
+                         .err = {-1, -1},    \
+                         .status = {-1, -1}, \
+                         .terminal = -1})
 
 static void launch_clear(struct launch *l) {
         int *all[] = {l->in, l->out, l->err, l->status};
@@ -82,7 +90,7 @@ static void reset_limits(void) {
 }
 
 static int take_descriptors(const struct launch *l) {
-        int in = l->spec->stdin_fd >= 0 ? l->spec->stdin_fd : l->in[0];
+        int in = l->spec->stdin_fd >= 0 ? l->spec->stdin_fd : l->spec->stdin_pipe ? l->in[0] : l->null_fd;
 
         if (l->terminal < 0)
                 return dup2(in, 0) < 0 || dup2(l->out[1], 1) < 0 || dup2(l->err[1], 2) < 0 ? -1 : 0;
@@ -91,26 +99,38 @@ static int take_descriptors(const struct launch *l) {
         return dup2(l->terminal, 0) < 0 || dup2(l->terminal, 1) < 0 || dup2(l->terminal, 2) < 0 ? -1 : 0;
 }
 
+/* Nothing else stays open. Ours are all close-on-exec, but before exec comes a chdir, which may take long: until then
+ * the pipes of other commands must not be held. */
+static int keep_descriptors(const struct launch *l) {
+        if (take_descriptors(l) < 0)
+                return -1;
+        if (l->status[1] != STATUS_FD && dup3(l->status[1], STATUS_FD, O_CLOEXEC) < 0)
+                return -1;
+        close_range(STATUS_FD + 1, UINT_MAX, 0);
+        return 0;
+}
+
 static _Noreturn void child_main(const struct launch *l) {
         struct start_failure f = {.stage = STAGE_SETUP};
+        int status = l->status[1];
         char *const argv[] = {(char *) "sh", (char *) "-c", (char *) l->spec->command->command, NULL};
 
         setsid();
         reset_signals();
-        /* Ours are all close-on-exec; what whoever started us forgot to mark is not for the command either. */
-        close_range(3, UINT_MAX, CLOSE_RANGE_CLOEXEC);
-        if (take_descriptors(l) < 0)
+        if (keep_descriptors(l) < 0)
                 goto fail;
+        status = STATUS_FD;
         reset_limits();
         umask(022);
         f.stage = STAGE_WORKDIR;
         if (chdir(l->workdir) < 0)
                 goto fail;
         f.stage = STAGE_EXEC;
+        priority_set(PRIORITY_NORMAL);
         execve("/bin/sh", argv, l->env.v);
 fail:
         f.error = errno;
-        if (write(l->status[1], &f, sizeof(f)) < 0)
+        if (write(status, &f, sizeof(f)) < 0)
                 _exit(126);
         _exit(127);
 }
@@ -149,10 +169,6 @@ static int open_pipes(struct launch *l) {
                 if (pipe2(l->in, O_CLOEXEC) < 0)
                         return -errno;
                 fd_set_nonblock(l->in[1], true);
-        } else if (l->spec->stdin_fd < 0) {
-                l->in[0] = open("/dev/null", O_RDONLY | O_CLOEXEC);
-                if (l->in[0] < 0)
-                        return -errno;
         }
         fd_set_nonblock(l->out[0], true);
         fd_set_nonblock(l->err[0], true);
@@ -184,11 +200,6 @@ static int prepare(struct job *j, struct launch *l, struct error *err) {
                 return r;
         if (env_store_build(&j->agent->env, l->spec->command->env, l->spec->pty, &l->env) < 0)
                 return error_set(err, ERROR_INTERNAL, "The agent is out of memory");
-        r = l->spec->pty ? open_terminal(l) : open_pipes(l);
-        if (r == 0 && pipe2(l->status, O_CLOEXEC) < 0)
-                r = -errno;
-        if (r < 0)
-                return error_set_errno(err, r, "Cannot make the %s of a command", l->spec->pty ? "terminal" : "pipes");
         cgroup_create(&j->agent->cgroups, &j->cgroup); /* without one it is found by its session */
         return 0;
 }
@@ -200,23 +211,60 @@ static int start_failed(const struct launch *l, const struct start_failure *f, s
         case STAGE_WORKDIR:
                 return wrong_workdir(l->workdir, f->error, err);
         case STAGE_EXEC:
-                if (f->error == E2BIG)
-                        return error_set(err, ERROR_INVALID_ARGUMENT,
-                                         "command and env together are larger than the system takes");
+                if (f->error == E2BIG) {
+                        int r = error_set(err, ERROR_INVALID_ARGUMENT,
+                                          "command and environment together are larger than the system takes");
+                        error_hint(err, "Variables of set_env count too: remove large ones with its unset.");
+                        return r;
+                }
                 return error_set_errno(err, f->error, "Cannot run /bin/sh");
         default:
                 return error_set_errno(err, f->error, "Cannot set up the command");
         }
 }
 
+static int connect_both(struct launch *l, struct error *err) {
+        int r = l->spec->pty ? open_terminal(l) : open_pipes(l);
+
+        if (r == 0 && pipe2(l->status, O_CLOEXEC) < 0)
+                r = -errno;
+        return r < 0 ? error_set_errno(err, r, "Cannot make the %s of a command", l->spec->pty ? "terminal" : "pipes")
+                     : 0;
+}
+
+/* Somebody has removed the folder of the cgroup, or made it one that takes no processes. */
+static bool cgroup_refuses(pid_t r) {
+        return r == -ENOENT || r == -ENODEV || r == -EBUSY || r == -EOPNOTSUPP;
+}
+
+/* In another cgroup if need be, and in the end in none. In the child: 0. */
+static pid_t fork_command(struct job *j) {
+        struct cgroups *g = &j->agent->cgroups;
+        pid_t pid = reaper_fork(j->agent->reaper, j->cgroup.fd, &j->child);
+
+        for (bool again = true; cgroup_refuses(pid) && j->cgroup.fd >= 0; again = false) {
+                cgroup_release(g, &j->cgroup);
+                if (again)
+                        cgroup_make(g, &j->cgroup);
+                pid = reaper_fork(j->agent->reaper, j->cgroup.fd, &j->child);
+        }
+        return pid;
+}
+
 static int spawn(struct job *j, struct launch *l, struct error *err) {
         pid_t pid;
+        int r;
+
+        LOCK(&j->agent->fork_lock);
+        r = connect_both(l, err);
+        if (r < 0)
+                return r;
 
         j->started_ms = realtime_ms();
         j->started_ns = monotonic_ns();
         if (l->spec->command->timeout_ms > 0)
                 j->deadline = deadline_in_ms(l->spec->command->timeout_ms);
-        pid = reaper_fork(j->agent->reaper, j->cgroup.fd, &j->child);
+        pid = fork_command(j);
         if (pid == 0)
                 child_main(l);
         if (pid < 0)
@@ -279,7 +327,7 @@ void job_leave(struct job *j) {
 }
 
 static int start(struct job *j, const struct job_spec *spec, struct error *err) {
-        _cleanup_(launch_clear) struct launch l = LAUNCH_INIT(spec);
+        _cleanup_(launch_clear) struct launch l = LAUNCH_INIT(spec, j->agent->null_fd);
         int r = j->wake_fd < 0 ? error_set(err, ERROR_INTERNAL, "The agent is out of file descriptors")
                                : prepare(j, &l, err);
 

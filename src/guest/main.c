@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <fcntl.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,6 +9,7 @@
 #include "guest/console.h"
 #include "guest/init.h"
 #include "guest/modules.h"
+#include "guest/priority.h"
 #include "guest/uevent.h"
 
 #define CHANNEL_MS 15000 /* for the host's channel to appear */
@@ -66,6 +68,8 @@ static void start(struct agent *agent) {
         console_say("version %s is ready", AGENTISO_VERSION);
 }
 
+#define MALLOC_KEEP (1024 * 1024) /* bytes */
+
 int main(int argc, char **argv) {
         static struct agent agent;
         sigset_t all;
@@ -83,6 +87,11 @@ int main(int argc, char **argv) {
         /* Nothing that the workload sends may interrupt or end the agent; the threads inherit this. */
         sigfillset(&all);
         sigprocmask(SIG_SETMASK, &all, NULL);
+        priority_set(PRIORITY_AGENT);
+        /* The pieces of a transfer come and go by the thousand: taking their pages from the kernel anew each time would
+         * cost more than moving the bytes. */
+        (void) mallopt(M_MMAP_THRESHOLD, MALLOC_KEEP);
+        (void) mallopt(M_TRIM_THRESHOLD, MALLOC_KEEP);
         start(&agent);
         for (;;)
                 pause();

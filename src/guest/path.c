@@ -89,6 +89,46 @@ static int check_old(struct replacement *r, const char *path, struct error *err)
         return 0;
 }
 
+/* The first of the folders on the way to `folder` (which ends in a slash) that is not there; NULL: all are. */
+static int first_missing(const char *folder, char **ret) {
+        _cleanup_free_ char *at = strdup(folder);
+        struct stat st;
+
+        if (!at)
+                return -ENOMEM;
+        *ret = NULL;
+        for (char *slash = strchr(at + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+                *slash = '\0';
+                if (lstat(at, &st) < 0 && errno == ENOENT) {
+                        *ret = TAKE_PTR(at);
+                        return 0;
+                }
+                *slash = '/';
+        }
+        return 0;
+}
+
+static int make_parents_of(struct replacement *r, const char *folder, struct error *err) {
+        int k = first_missing(folder, &r->made);
+
+        if (k == 0)
+                k = mkdir_p(folder, 0755);
+        return k < 0 ? error_set_errno(err, k, "Cannot make the folder %s", folder) : 0;
+}
+
+/* Removes the folders from `path`'s own up to `first`, as far as they are empty. */
+static void remove_made(const char *path, const char *first) {
+        _cleanup_free_ char *at = strdup(path);
+        size_t least = strlen(first);
+
+        for (char *slash = at ? strrchr(at, '/') : NULL; slash && (size_t) (slash - at) >= least;
+             slash = strrchr(at, '/')) {
+                *slash = '\0';
+                if (rmdir(at) < 0 && errno != ENOENT)
+                        return;
+        }
+}
+
 int replacement_begin(struct replacement *r, const char *path, bool make_parents, struct error *err) {
         _cleanup_free_ char *folder = NULL;
         char random[16 + 1];
@@ -102,8 +142,9 @@ int replacement_begin(struct replacement *r, const char *path, bool make_parents
         folder = folder_of(r->path);
         if (!folder)
                 return error_set_errno(err, ENOMEM, "%s", path);
-        if (make_parents && (k = mkdir_p(folder, 0755)) < 0)
-                return error_set_errno(err, k, "Cannot make the folder %s", folder);
+        k = make_parents ? make_parents_of(r, folder, err) : 0;
+        if (k < 0)
+                return k;
         r->dir_fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         if (r->dir_fd < 0)
                 return error_set_errno(err, errno, "%s", folder);
@@ -177,6 +218,7 @@ int replacement_commit(struct replacement *r, mode_t mode, int attributes_fd, pt
         if (k < 0)
                 return error_set_errno(err, k, "Putting %s in place", r->path);
         r->temporary[0] = '\0';
+        free(TAKE_PTR(r->made));
         if (fsync(r->fd) < 0)
                 return error_set_errno(err, errno, "Writing %s", r->path);
         return 0;
@@ -185,8 +227,11 @@ int replacement_commit(struct replacement *r, mode_t mode, int attributes_fd, pt
 void replacement_end(struct replacement *r) {
         if (r->fd >= 0 && r->temporary[0])
                 unlinkat(r->dir_fd, r->temporary, 0);
+        if (r->made)
+                remove_made(r->path, r->made);
         close_fd(r->fd);
         close_fd(r->dir_fd);
+        free(r->made);
         free(r->path);
         *r = REPLACEMENT_INIT;
 }

@@ -28,6 +28,7 @@ struct replacement {
         int dir_fd; /* its folder */
         int fd;     /* the temporary file, for writing */
         char temporary[32];
+        char *made;  /* the first of the parents that were made, or NULL */
         bool exists; /* there is a file to be replaced, .old describes it */
         struct stat old;
 };
@@ -39,6 +40,6 @@ int replacement_write(struct replacement *r, const void *data, size_t n, struct 
 /* Owner of the old file, this mode, extended attributes of attributes_fd (-1: none), flush, rename. lock (or NULL) is
  * held for the rename. */
 int replacement_commit(struct replacement *r, mode_t mode, int attributes_fd, pthread_mutex_t *lock, struct error *err);
-/* Removes the temporary file if it was not renamed. */
+/* Removes the temporary file if it was not renamed, and then the parents that were made for it. */
 void replacement_end(struct replacement *r);
 #define _cleanup_replacement_ _cleanup_(replacement_end)

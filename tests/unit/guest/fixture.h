@@ -104,7 +104,14 @@ static _unused_ void take_message(struct outcome *o, json_t *msg) {
         o->last = json_incref(msg);
 }
 
-/* Everything until the agent closes the stream. */
+/* Whether the host is to close the stream now: the agent waits for that behind the answer to WIRE_REQ_EXEC. */
+static _unused_ bool ends_exec(const json_t *msg) {
+        const char *type = json_string_value(json_object_get(msg, "type"));
+
+        return str_eq(type, WIRE_MSG_EXIT) || str_eq(type, WIRE_MSG_YIELDED);
+}
+
+/* Everything until the agent closes the stream, or until it is for us to do that. */
 static _unused_ void gather(struct mux_stream *s, struct outcome *o) {
         struct op op = patience();
 
@@ -119,6 +126,8 @@ static _unused_ void gather(struct mux_stream *s, struct outcome *o) {
                 switch (ev.kind) {
                 case MUX_MSG:
                         take_message(o, ev.msg);
+                        if (ends_exec(ev.msg))
+                                return;
                         break;
                 case MUX_DATA:
                         buf_append(ev.channel == WIRE_CH_OUT ? &o->out : &o->err_out, ev.data.data, ev.data.len);
@@ -222,6 +231,19 @@ static _unused_ bool wait_runs(const char *tag, bool wanted) {
                 if (runs(tag) == wanted)
                         return true;
                 poll(NULL, 0, 20);
+        }
+        return false;
+}
+
+/* Waits, with a limit, until the agent has no request under way. */
+static _unused_ bool wait_requests(void) {
+        for (int i = 0; i < 500; i++) {
+                pthread_mutex_lock(&agent.lock);
+                unsigned n = agent.requests;
+                pthread_mutex_unlock(&agent.lock);
+                if (n == 0)
+                        return true;
+                poll(NULL, 0, 10);
         }
         return false;
 }

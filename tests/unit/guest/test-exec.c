@@ -63,6 +63,23 @@ static void test_environment_refused(void) {
         }
 }
 
+static void test_variable_too_long(void) {
+        _cleanup_free_ char *value = calloc(1, 128 << 10);
+        _cleanup_outcome_ struct outcome o = {0}, p = {0};
+        json_t *env = json_object(), *less = json_object();
+
+        /* With its name, the equals sign and the NUL behind it, a page of 128 KiB is full. */
+        memset(value, 'x', (128 << 10) - 3);
+        json_object_set_new(less, "L", json_string(value));
+        value[(128 << 10) - 3] = 'x';
+        json_object_set_new(env, "L", json_string(value));
+        ask(command_with("echo ${#L}", "env", less), NULL, 0, &p);
+        CHECK_STR(p.out.data, "131069\n");
+        ask(command_with("echo ${#L}", "env", env), NULL, 0, &o);
+        CHECK_INT(o.error.code, ERROR_INVALID_ARGUMENT);
+        CHECK(o.error.message && strstr(o.error.message, "env: L is longer"));
+}
+
 static void test_workdir(void) {
         _cleanup_outcome_ struct outcome o = {0}, p = {0}, q = {0};
 
@@ -195,6 +212,25 @@ static void test_background_process_that_prints_for_ever(void) {
                 kill((pid_t) strtol(o.out.data, NULL, 10), SIGKILL);
 }
 
+/* What is in the pipe when the shell ends is kept, unless a process left behind reads it itself; that one must not hold
+ * the command up for ever. */
+static void test_background_process_that_reads_the_output(void) {
+        _cleanup_outcome_ struct outcome o = {0};
+        _cleanup_free_ char *pids = NULL, *text = NULL;
+        int64_t start = monotonic_ns();
+
+        text = str_printf("yes >&2 & y=$!; (exec 3< /proc/self/fd/1; while :; do dd bs=65536 count=1 <&3 of=/dev/null "
+                          "2> /dev/null; done) & echo $y $! > %s/pids; sleep 0.3; head -c 60000 /dev/zero",
+                          folder);
+        ask(command(text), NULL, 0, &o);
+        CHECK((monotonic_ns() - start) / NSEC_PER_MSEC < 20000);
+        CHECK_INT(member_int(o.last, "leftover"), 1);
+        CHECK_INT(member_int(o.last, "exit_code"), 0);
+        pids = content("pids");
+        for (char *p = pids, *end; strtol(p, &end, 10) > 1; p = end)
+                kill((pid_t) strtol(p, NULL, 10), SIGKILL);
+}
+
 /* Head and tail of each are kept, joined in `data`. */
 static void check_seq(const struct buf *data, const json_t *msg, const char *key) {
         CHECK_INT(data->len, WIRE_OUTPUT_MAX);
@@ -241,8 +277,10 @@ static void gather_progress(json_t *request, struct buf *lines, struct outcome *
                         return;
                 if (ev.kind == MUX_DATA && ev.channel == WIRE_CH_NEWS)
                         buf_append(lines, ev.data.data, ev.data.len);
-                else if (ev.kind == MUX_MSG)
+                if (ev.kind == MUX_MSG) {
                         take_message(o, ev.msg);
+                        return;
+                }
         }
 }
 
@@ -269,7 +307,10 @@ static void *one_of_many(void *arg) {
         _cleanup_outcome_ struct outcome o = {0};
 
         ask(command(text), NULL, 0, &o);
-        *(int *) arg = str_eq(o.out.data, want) && member_int(o.last, "exit_code") == *(int *) arg ? 0 : 1;
+        *(int *) arg = str_eq(o.out.data, want) && member_int(o.last, "exit_code") == *(int *) arg &&
+                                       member_int(o.last, "leftover") == 0
+                               ? 0
+                               : 1;
         return NULL;
 }
 
@@ -330,6 +371,7 @@ int main(void) {
         RUN(test_signal);
         RUN(test_environment);
         RUN(test_environment_refused);
+        RUN(test_variable_too_long);
         RUN(test_workdir);
         RUN(test_timeout_kills_the_tree);
         RUN(test_timeout_of_a_flood);
@@ -340,6 +382,7 @@ int main(void) {
         RUN(test_stdin_never_whole);
         RUN(test_background_process_lives_on);
         RUN(test_background_process_that_prints_for_ever);
+        RUN(test_background_process_that_reads_the_output);
         RUN(test_8_mib_on_both_streams);
         RUN(test_max_output);
         RUN(test_progress);

@@ -178,6 +178,29 @@ static void test_write_cancelled_leaves_nothing(void) {
         CHECK_STR(text, "before");
 }
 
+/* Those that were there stay, and so does one that somebody uses by now. */
+static void test_a_failed_write_removes_the_parents_it_made(void) {
+        const char *path = in_folder("there/made/deep/file");
+        json_t *r = with_int(request("file_write", path), "size", 100);
+        _cleanup_outcome_ struct outcome o = {0}, p = {0};
+
+        REQUIRE(mkdir(in_folder("there"), 0755) == 0);
+        ask(r, "short", 5, &o);
+        CHECK_INT(o.error.code, ERROR_INVALID_ARGUMENT);
+        CHECK(access(in_folder("there/made"), F_OK) < 0);
+        CHECK_INT(access(in_folder("there"), F_OK), 0);
+
+        struct mux_stream *s = open_request(request("file_write", in_folder("there/used/deep/file")));
+        CHECK(wait_for_file("there/used/deep"));
+        put("there/used/other", "x");
+        mux_stream_unref(s);
+        CHECK(wait_requests());
+        CHECK(access(in_folder("there/used/deep"), F_OK) < 0);
+        CHECK_INT(access(in_folder("there/used/other"), F_OK), 0);
+        ask(request("file_write", in_folder("there/made/file")), "x", 1, &p);
+        CHECK_INT(access(in_folder("there/made/file"), F_OK), 0);
+}
+
 static void test_large_binary_file(void) {
         size_t n = 20 << 20;
         _cleanup_free_ char *data = malloc(n);
@@ -425,6 +448,7 @@ int main(void) {
         RUN(test_write_refused);
         RUN(test_append);
         RUN(test_write_cancelled_leaves_nothing);
+        RUN(test_a_failed_write_removes_the_parents_it_made);
         RUN(test_large_binary_file);
         RUN(test_read_lines);
         RUN(test_read_lines_across_chunks);

@@ -5,118 +5,7 @@
 #include <signal.h>
 #include <sys/stat.h>
 
-#include "fixture.h"
-
-static json_t *start_request(const char *text) {
-        json_t *o = json_of("{\"type\":\"job_start\"}");
-
-        json_object_set_new(o, "command", json_string(text));
-        return o;
-}
-
-static int64_t start_job_of(json_t *request) {
-        _cleanup_outcome_ struct outcome o = {0};
-
-        ask(request, NULL, 0, &o);
-        return o.last ? member_int(o.last, "job_id") : -1;
-}
-
-static int64_t start_job(const char *text) {
-        return start_job_of(start_request(text));
-}
-
-/* Offsets of -1: all of it. */
-static json_t *read_request(int64_t id, int64_t wait_ms, int64_t out_offset, int64_t err_offset) {
-        json_t *o = json_of("{\"type\":\"job_read\",\"job_id\":%lld,\"wait_ms\":%lld,\"max_output\":%u}",
-                            (long long) id, (long long) wait_ms, WIRE_OUTPUT_MAX);
-
-        if (out_offset >= 0)
-                json_object_set_new(o, "out_offset", json_integer(out_offset));
-        if (err_offset >= 0)
-                json_object_set_new(o, "err_offset", json_integer(err_offset));
-        return o;
-}
-
-static int64_t total(const json_t *msg, const char *key) {
-        return member_int(json_object_get(msg, key), "total");
-}
-
-/* Waits for the end and then reads all. False when it does not end. */
-static bool read_end(int64_t id, struct outcome *o) {
-        int64_t out = 0, err = 0;
-
-        for (int i = 0; i < 10000; i++) {
-                _cleanup_outcome_ struct outcome news = {0};
-
-                ask(read_request(id, 20000, out, err), NULL, 0, &news);
-                if (!news.last)
-                        break;
-                out = total(news.last, "out");
-                err = total(news.last, "err");
-                if (member_int(news.last, "running") == 0) {
-                        ask(read_request(id, 0, -1, -1), NULL, 0, o);
-                        return true;
-                }
-        }
-        *o = (struct outcome){0};
-        return false;
-}
-
-/* Waits until its output holds the text. */
-static bool wait_output(int64_t id, const char *text) {
-        int64_t out = 0;
-
-        for (int i = 0; i < 1000; i++) {
-                _cleanup_outcome_ struct outcome whole = {0}, news = {0};
-
-                ask(read_request(id, 0, -1, -1), NULL, 0, &whole);
-                if (!whole.last)
-                        return false;
-                if (whole.out.data && strstr(whole.out.data, text))
-                        return true;
-                if (member_int(whole.last, "running") == 0)
-                        return false;
-                out = total(whole.last, "out");
-                ask(read_request(id, 10000, out, total(whole.last, "err")), NULL, 0, &news);
-        }
-        return false;
-}
-
-static void write_to(int64_t id, const void *data, size_t n, bool eof, int64_t wait_ms, struct outcome *o) {
-        ask(json_of("{\"type\":\"job_write\",\"job_id\":%lld,\"eof\":%s,\"wait_ms\":%lld}", (long long) id,
-                    eof ? "true" : "false", (long long) wait_ms),
-            data, n, o);
-}
-
-static void type_in(int64_t id, const char *text) {
-        _cleanup_outcome_ struct outcome o = {0};
-
-        write_to(id, text, strlen(text), false, 5000, &o);
-        CHECK_INT(o.last ? member_int(o.last, "written") : -1, strlen(text));
-}
-
-static void signal_job(int64_t id, int sig, struct outcome *o) {
-        ask(json_of("{\"type\":\"job_kill\",\"job_id\":%lld,\"signal\":%d}", (long long) id, sig), NULL, 0, o);
-}
-
-static void kill_job(int64_t id) {
-        _cleanup_outcome_ struct outcome o = {0};
-
-        signal_job(id, SIGKILL, &o);
-        CHECK_INT(o.last ? member_int(o.last, "running") : -1, 0);
-}
-
-/* The entry of a job in the list, or NULL. */
-static json_t *listed(struct outcome *o, const char *text) {
-        size_t i;
-        json_t *job, *found = NULL;
-
-        ask(json_of("{\"type\":\"job_list\",\"max\":300}"), NULL, 0, o);
-        json_array_foreach (json_object_get(o->last, "jobs"), i, job)
-                if (strstr(member_str(job, "command"), text))
-                        found = job;
-        return found;
-}
+#include "job_fixture.h"
 
 /* ---- reading ---- */
 
@@ -183,6 +72,32 @@ static void test_a_read_waits_no_longer_than_asked(void) {
         CHECK((monotonic_ns() - start) / NSEC_PER_MSEC >= 200);
         CHECK_INT(o.out.len, 0);
         CHECK_INT(member_int(o.last, "running"), 1);
+        kill_job(id);
+}
+
+/* Who names no offset gets all of it, and waits for what nobody was given. */
+static void test_a_read_without_offset_waits_for_news(void) {
+        int64_t id = start_job("echo old; read x; echo \"new $x\"; sleep 4803");
+        _cleanup_outcome_ struct outcome o = {0}, p = {0}, q = {0};
+        struct mux_stream *s;
+        struct op op = op_timeout(200);
+
+        CHECK(wait_output(id, "old"));
+        ask(read_request(id, 200, -1, -1), NULL, 0, &o);
+        CHECK_STR(o.out.data, "old\n");
+        s = open_request(read_request(id, 60000, -1, -1));
+        {
+                _cleanup_mux_event_ struct mux_event ev = MUX_EVENT_INIT;
+                CHECK_INT(mux_recv(s, &op, &ev), -ETIMEDOUT);
+        }
+        type_in(id, "it\n");
+        gather(s, &p);
+        mux_stream_unref(s);
+        CHECK_STR(p.out.data, "old\nnew it\n");
+        /* An offset behind the end is told at once. */
+        ask(read_request(id, 60000, 1000, 0), NULL, 0, &q);
+        CHECK_INT(q.out.len, 0);
+        CHECK_INT(member_int(q.last, "running"), 1);
         kill_job(id);
 }
 
@@ -470,13 +385,6 @@ static void test_what_was_left_behind(void) {
 
 /* ---- terminals ---- */
 
-static int64_t start_on_terminal(const char *text) {
-        json_t *o = start_request(text);
-
-        json_object_set_new(o, "pty", json_true());
-        return start_job_of(o);
-}
-
 static void test_terminal(void) {
         int64_t id = start_on_terminal("tty; echo $TERM; stty size; read x; echo \"got $x\"; stty size; exit 6");
         _cleanup_outcome_ struct outcome o = {0}, p = {0};
@@ -505,6 +413,35 @@ static void test_terminal_of_a_size(void) {
         id = start_job_of(request);
         REQUIRE(read_end(id, &o));
         CHECK_STR(o.out.data, "24 100\r\nlast");
+}
+
+/* The shell closes it, and opens it again by its name each time. */
+static void test_terminal_that_is_closed_for_a_while(void) {
+        int64_t id =
+                start_on_terminal("stty -opost; exec < /dev/null > /dev/null 2>&1; sleep 0.3; "
+                                  "echo hello > /dev/tty; sleep 0.3; seq 1 100000 > /dev/tty; echo bye > /dev/tty");
+        _cleanup_outcome_ struct outcome o = {0};
+
+        REQUIRE(read_end(id, &o));
+        CHECK(o.out.data && strncmp(o.out.data, "hello\n1\n2\n", 10) == 0);
+        CHECK_INT(total(o.last, "out"), 6 + 588895 + 4);
+        CHECK_INT(member_int(o.last, "exit_code"), 0);
+        CHECK_INT(member_int(o.last, "leftover"), 0);
+}
+
+/* Nobody has it open: the agent must not use its CPU up in looking at it, nor forget the timeout. */
+static void test_timeout_with_a_closed_terminal(void) {
+        json_t *request = start_request("exec < /dev/null > /dev/null 2>&1; sleep 4841");
+        struct timespec before, after;
+        _cleanup_outcome_ struct outcome o = {0};
+
+        json_object_set_new(request, "pty", json_true());
+        json_object_set_new(request, "timeout_ms", json_integer(1000));
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
+        REQUIRE(read_end(start_job_of(request), &o));
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
+        CHECK_INT(member_int(o.last, "timed_out"), 1);
+        CHECK((after.tv_sec - before.tv_sec) * NSEC_PER_SEC + after.tv_nsec - before.tv_nsec < NSEC_PER_SEC / 2);
 }
 
 static void test_end_of_file_on_a_terminal(void) {
@@ -685,23 +622,6 @@ static void test_set_env_limits(void) {
         check_echo("echo \"${L1-unset}\"", "{}", "unset\n");
 }
 
-/* A folder of our own in the cgroups of this machine, or NULL. */
-static const char *cgroup_folder(void) {
-        static const char *const mounts[] = {"/sys/fs/cgroup", "/sys/fs/cgroup/unified"};
-        static char path[128], file[256];
-
-        for (size_t i = 0; i < ARRAY_SIZE(mounts); i++) {
-                snprintf(path, sizeof(path), "%s/agentiso-test-%d", mounts[i], (int) getpid());
-                snprintf(file, sizeof(file), "%s/cgroup.kill", path);
-                if (mkdir(path, 0755) < 0)
-                        continue;
-                if (access(file, W_OK) == 0)
-                        return path;
-                rmdir(path);
-        }
-        return NULL;
-}
-
 static void run_signals(void) {
         RUN(test_close_kills_an_exec_and_what_it_started);
         RUN(test_timeout_after_the_yield);
@@ -734,6 +654,7 @@ int main(void) {
         RUN(test_a_read_waits_for_output);
         RUN(test_a_read_waits_for_the_end);
         RUN(test_a_read_waits_no_longer_than_asked);
+        RUN(test_a_read_without_offset_waits_for_news);
         RUN(test_a_read_that_is_closed);
         RUN(test_300_mib);
         RUN(test_unknown_jobs);
@@ -749,6 +670,8 @@ int main(void) {
         run_signals();
         RUN(test_terminal);
         RUN(test_terminal_of_a_size);
+        RUN(test_terminal_that_is_closed_for_a_while);
+        RUN(test_timeout_with_a_closed_terminal);
         RUN(test_end_of_file_on_a_terminal);
         RUN(test_interrupt_on_a_terminal);
         RUN(test_resize_needs_a_terminal);
