@@ -77,8 +77,8 @@ struct agent_exec_result {
 void agent_exec_result_clear(struct agent_exec_result *r);
 #define _cleanup_exec_result_ _cleanup_(agent_exec_result_clear)
 
-/* Runs a command to its end, or to its yielding. The newest line of its output goes to op's progress. -ECANCELED closes
- * the stream, which kills all that the command started. */
+/* Runs a command to its end, or to its yielding. The newest line of its output goes to op's progress. On -ECANCELED all
+ * that the command started is killed; when the guest does not answer in time, it goes on as a job. */
 int agent_exec(struct agent *a, const struct agent_exec_args *args, const struct op *op, struct agent_exec_result *ret,
                struct error *err);
 
@@ -158,10 +158,14 @@ int agent_file_list(struct agent *a, const char *path, bool recursive, unsigned 
 /*
  * Files of any size between an open file of the host and a path of the guest, in constant memory. Holes stay holes.
  * sha256 is computed here, over the bytes as they are sent or as they are written, holes as zeros. Instead of a
- * deadline for the whole, each wait for the guest is limited to AGENT_TRANSFER_STALL_MS; op's deadline holds beside it.
+ * deadline for the whole, there is a least speed: of each AGENT_TRANSFER_STALL_MS that are spent waiting for the guest,
+ * AGENT_TRANSFER_MIN_BYTES of the file (holes included) or a message have to come. op's deadline holds beside it.
  * Progress is told in MiB.
  */
+#ifndef AGENT_TRANSFER_STALL_MS /* the test of it has a shorter one */
 #define AGENT_TRANSFER_STALL_MS 60000
+#endif
+#define AGENT_TRANSFER_MIN_BYTES (64u * 1024u)
 #define SHA256_HEX_LEN 64
 
 struct agent_transfer {
@@ -175,6 +179,6 @@ int agent_upload(struct agent *a, int fd, const char *guest_path, unsigned mode,
                  struct agent_transfer *ret, struct error *err);
 /* Downloads to fd, an empty regular file of the caller, which is left as it is on failure (the caller drops it).
  * Refused before the first byte: more than max_bytes (the size), or more than disk_bytes (what the guest's file really
- * occupies, and never more than that is written). */
+ * occupies, in whole blocks; and never more blocks than that are written). */
 int agent_download(struct agent *a, const char *guest_path, int fd, uint64_t max_bytes, uint64_t disk_bytes,
                    const struct op *op, struct agent_transfer *ret, struct error *err);

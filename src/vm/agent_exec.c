@@ -73,7 +73,19 @@ static int take_result(struct mux_stream *s, const struct agent_exec_args *args,
                 return error_set_errno(err, ENOMEM, "Cannot keep the output of the command");
         if (r < 0)
                 return agent_protocol_error(doing, &detail, err);
-        return agent_end(s, doing, op, err);
+        /* The guest waits for our close: it is the sign that this message was taken. */
+        return mux_stream_ready(s) ? agent_end(s, doing, op, err) : 0;
+}
+
+/* The guest did not answer in time. The command may run well, so it is not killed: told of the time-out, the guest
+ * keeps it as a job. */
+static void give_up(struct mux_stream *s, struct error *err) {
+        _cleanup_error_ struct error reason = ERROR_INIT;
+
+        error_set(&reason, ERROR_TIMEOUT, "The host did not get an answer in time");
+        mux_close(s, &reason);
+        if (err && err->code == ERROR_TIMEOUT)
+                error_hint(err, "The command may still run, as a job: exec_background with action list shows it.");
 }
 
 int agent_exec(struct agent *a, const struct agent_exec_args *args, const struct op *op, struct agent_exec_result *ret,
@@ -94,6 +106,9 @@ int agent_exec(struct agent *a, const struct agent_exec_args *args, const struct
         }
         if (r >= 0)
                 r = take_result(s, args, &limited, &result, err);
+        /* A time-out that the guest tells of itself is none of ours. */
+        if (s && (r == -ETIMEDOUT || r == -ENOSPC) && deadline_passed(limited.deadline))
+                give_up(s, err);
         if (r < 0)
                 return r; /* dropping the stream closes it, and the guest kills what the command started */
         *ret = result;

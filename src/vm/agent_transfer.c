@@ -11,9 +11,10 @@
 #include "vm/agent_private.h"
 #include "wire/sparse.h"
 
-#define CHUNK (64u * 1024u)
+#define CHUNK WIRE_DATA_CHUNK
 #define MIB (1024u * 1024u)
 #define MODE_BITS 0777u
+#define BLOCK 4096u /* what a file occupies at least around each run of data */
 
 _Static_assert(SHA256_HEX_LEN == 2 * SHA256_DIGEST_SIZE, "a digest as hexadecimal digits");
 
@@ -27,6 +28,8 @@ struct transfer {
         uint64_t size;
         uint64_t shown; /* MiB that were last told as progress, plus one */
         struct sha256_ctx hash;
+        uint64_t moved;    /* bytes of the file since waited_ns was 0 */
+        int64_t waited_ns; /* for the guest, until moved is enough */
 };
 
 static void transfer_begin(struct transfer *t, struct mux_stream *s, const char *doing, uint64_t size,
@@ -48,30 +51,64 @@ static void tell_progress(struct transfer *t, uint64_t done) {
 static int transfer_error(const struct transfer *t, int r, struct error *err) {
         if (r != -ETIMEDOUT || deadline_passed(t->op->deadline))
                 return agent_error(r, t->doing, err);
-        error_set(err, ERROR_TIMEOUT, "The guest did nothing for %d s while %s", AGENT_TRANSFER_STALL_MS / 1000,
-                  t->doing);
+        error_set(err, ERROR_TIMEOUT, "The guest moved less than %u KiB in %d s while %s",
+                  AGENT_TRANSFER_MIN_BYTES / 1024, AGENT_TRANSFER_STALL_MS / 1000, t->doing);
         error_hint(err, "Look at the workspace's state and console (workspace_info, workspace_logs), then try again.");
         return r;
 }
 
-static int next_event(const struct transfer *t, struct mux_event *ret, struct error *err) {
-        const struct op op = op_sub(t->op, AGENT_TRANSFER_STALL_MS);
+/* One wait for the guest: only these count against its speed, not what the host does with what came. */
+struct wait {
+        struct op op;
+        int64_t began_ns;
+};
+
+static struct wait wait_begin(const struct transfer *t) {
+        return (struct wait){.op = op_sub(t->op, AGENT_TRANSFER_STALL_MS - t->waited_ns / NSEC_PER_MSEC),
+                             .began_ns = monotonic_ns()};
+}
+
+static void speed_reset(struct transfer *t) {
+        t->moved = 0;
+        t->waited_ns = 0;
+}
+
+static void wait_end(struct transfer *t, const struct wait *w) {
+        t->waited_ns += monotonic_ns() - w->began_ns;
+        /* It came, and yet too late: this process did not run in between. */
+        if (deadline_passed(w->op.deadline))
+                speed_reset(t);
+}
+
+static void count_moved(struct transfer *t, uint64_t bytes) {
+        t->moved += bytes;
+        if (t->moved >= AGENT_TRANSFER_MIN_BYTES)
+                speed_reset(t);
+}
+
+static int next_event(struct transfer *t, struct mux_event *ret, struct error *err) {
+        const struct wait w = wait_begin(t);
         _cleanup_error_ struct error detail = ERROR_INIT;
 
-        int r = agent_next(t->stream, t->doing, &op, ret, &detail);
+        int r = agent_next(t->stream, t->doing, &w.op, ret, &detail);
+        if (r >= 0)
+                wait_end(t, &w);
         /* A time-out that the guest tells of itself is none of ours. */
-        if (r == -ETIMEDOUT && deadline_passed(op.deadline))
+        if (r == -ETIMEDOUT && deadline_passed(w.op.deadline))
                 return transfer_error(t, r, err);
         error_move(err, &detail);
         return r;
 }
 
-static int expect(const struct transfer *t, const char *type, json_t **ret, struct error *err) {
+/* A message that is due has the whole time, and what follows it too. */
+static int expect(struct transfer *t, const char *type, json_t **ret, struct error *err) {
         _cleanup_mux_event_ struct mux_event e = MUX_EVENT_INIT;
 
+        speed_reset(t);
         int r = next_event(t, &e, err);
         if (r < 0)
                 return r;
+        speed_reset(t);
         if (e.kind != MUX_MSG || !agent_is(e.msg, type))
                 return agent_protocol_error(t->doing, NULL, err);
         *ret = TAKE_PTR(e.msg);
@@ -116,12 +153,25 @@ static int host_read_error(const struct transfer *t, int r, struct error *err) {
         return r;
 }
 
-/* 1: the guest has closed the stream; why, agent_next() knows. */
-static int send_some(struct transfer *t, enum wire_channel ch, const void *data, size_t n, struct error *err) {
-        const struct op op = op_sub(t->op, AGENT_TRANSFER_STALL_MS);
+/* What a send gave. 1: the guest has closed the stream; why, agent_next() knows. */
+static int sent(struct transfer *t, const struct wait *w, int r, struct error *err) {
+        if (r == -EPIPE)
+                return 1;
+        if (r < 0)
+                return transfer_error(t, r, err);
+        wait_end(t, w);
+        return 0;
+}
 
-        int r = mux_send_data(t->stream, ch, data, n, &op);
-        return r == -EPIPE ? 1 : r < 0 ? transfer_error(t, r, err) : 0;
+/* Sends n bytes, which stand for `moved` of the file. */
+static int send_some(struct transfer *t, enum wire_channel ch, const void *data, size_t n, uint64_t moved,
+                     struct error *err) {
+        const struct wait w = wait_begin(t);
+
+        int r = sent(t, &w, mux_send_data(t->stream, ch, data, n, &w.op), err);
+        if (r == 0)
+                count_moved(t, moved);
+        return r;
 }
 
 static int send_data(struct transfer *t, int fd, uint64_t pos, uint64_t len, char *chunk, struct error *err) {
@@ -131,7 +181,7 @@ static int send_data(struct transfer *t, int fd, uint64_t pos, uint64_t len, cha
                         return host_read_error(t, (int) n, err);
 
                 sha256_update(&t->hash, (size_t) n, (const uint8_t *) chunk);
-                int r = send_some(t, WIRE_CH_IN, chunk, (size_t) n, err);
+                int r = send_some(t, WIRE_CH_IN, chunk, (size_t) n, (uint64_t) n, err);
                 if (r != 0)
                         return r;
                 pos += (uint64_t) n;
@@ -145,7 +195,7 @@ static int send_hole(struct transfer *t, uint64_t pos, uint64_t len, struct erro
         uint8_t text[SPARSE_LEN_BYTES];
 
         sparse_len_encode(len, text);
-        int r = send_some(t, WIRE_CH_HOLE, text, sizeof(text), err);
+        int r = send_some(t, WIRE_CH_HOLE, text, sizeof(text), len, err);
         return r != 0 ? r : hash_hole(t, pos, len, err);
 }
 
@@ -180,9 +230,8 @@ static int send_file(struct transfer *t, int fd, struct error *err) {
         r = check_not_shorter(t, fd, err);
         if (r < 0)
                 return r;
-        const struct op op = op_sub(t->op, AGENT_TRANSFER_STALL_MS);
-        r = mux_send_eof(t->stream, WIRE_CH_IN, &op);
-        return r == -EPIPE ? 1 : r < 0 ? transfer_error(t, r, err) : 0;
+        const struct wait w = wait_begin(t);
+        return sent(t, &w, mux_send_eof(t->stream, WIRE_CH_IN, &w.op), err);
 }
 
 int agent_upload(struct agent *a, int fd, const char *guest_path, unsigned mode, const struct op *op,
@@ -225,7 +274,9 @@ struct download {
         struct transfer t;
         struct sparse_writer file;
         struct sparse_lens lens;
-        uint64_t disk_bytes; /* that may be written */
+        uint64_t disk_bytes; /* that may be occupied */
+        uint64_t charged;    /* bytes of the blocks that data was written to */
+        uint64_t charged_to; /* the end of the last of these blocks */
         uint64_t free_floor; /* bytes of the host's disk that must stay free */
         unsigned mode;
         bool eof;
@@ -240,6 +291,11 @@ static int no_room(const struct download *d, uint64_t needed, struct error *err)
 
 static bool mode_valid(const char *mode) {
         return strlen(mode) == 4 && strspn(mode, "01234567") == 4;
+}
+
+/* The end of the block that a byte before `pos` lies in. */
+static uint64_t block_end(uint64_t pos) {
+        return pos + (BLOCK - pos % BLOCK) % BLOCK;
 }
 
 /* What the guest says of its file, and whether it may come. */
@@ -257,7 +313,7 @@ static int check_head(struct download *d, const json_t *head, uint64_t max_bytes
                                  "The file has %" PRIu64 " bytes; one transfer may have at most %" PRIu64, size,
                                  max_bytes);
         /* More may be set aside for a file than it has. */
-        uint64_t needed = MIN(size, allocated);
+        uint64_t needed = MIN(block_end(size), allocated);
         if (needed > d->disk_bytes)
                 return no_room(d, needed, err);
         d->mode = (unsigned) strtoul(mode, NULL, 8) & MODE_BITS;
@@ -276,19 +332,33 @@ static int check_floor(const struct download *d, struct error *err) {
                          d->free_floor / MIB);
 }
 
+/* A byte between two holes costs a whole block. */
+static int charge(struct download *d, uint64_t len, struct error *err) {
+        uint64_t from = MAX(d->file.pos - d->file.pos % BLOCK, d->charged_to), to = block_end(d->file.pos + len);
+
+        if (to <= from)
+                return 0;
+        if (to - from > d->disk_bytes - d->charged)
+                return no_room(d, d->charged + (to - from), err);
+        d->charged += to - from;
+        d->charged_to = to;
+        return 0;
+}
+
 static int take_data(struct download *d, const struct buf *data, struct error *err) {
-        uint64_t before = d->file.written / SPARSE_WRITE_OUT;
+        uint64_t before = d->charged / SPARSE_WRITE_OUT;
 
         if (d->lens.have > 0 || data->len > d->t.size - d->file.pos)
                 return agent_protocol_error(d->t.doing, NULL, err);
-        if (data->len > d->disk_bytes - d->file.written)
-                return no_room(d, d->file.written + data->len, err);
+        int r = charge(d, data->len, err);
+        if (r < 0)
+                return r;
         sha256_update(&d->t.hash, data->len, (const uint8_t *) data->data);
-        int r = sparse_write(&d->file, data->data, data->len);
+        r = sparse_write(&d->file, data->data, data->len);
         if (r < 0)
                 return error_set_errno(err, r, "Cannot write the host's file");
         tell_progress(&d->t, d->file.pos);
-        return before == d->file.written / SPARSE_WRITE_OUT ? 0 : check_floor(d, err);
+        return before == d->charged / SPARSE_WRITE_OUT ? 0 : check_floor(d, err);
 }
 
 static int take_holes(struct download *d, const struct buf *data, struct error *err) {
@@ -297,7 +367,8 @@ static int take_holes(struct download *d, const struct buf *data, struct error *
         uint64_t len;
 
         while (sparse_lens_take(&d->lens, &p, &n, &len)) {
-                if (len == 0 || len > d->t.size - d->file.pos)
+                /* What is shorter comes as zeros, also at the end of the file (sparse_next()). */
+                if (len < SPARSE_HOLE_MIN || len > d->t.size - d->file.pos)
                         return agent_protocol_error(d->t.doing, NULL, err);
                 int r = hash_hole(&d->t, d->file.pos, len, err);
                 if (r < 0)
@@ -347,8 +418,10 @@ static int receive_file(struct download *d, uint64_t max_bytes, struct error *er
                 _cleanup_mux_event_ struct mux_event e = MUX_EVENT_INIT;
 
                 r = next_event(&d->t, &e, err);
+                uint64_t before = d->file.pos;
                 if (r >= 0)
                         r = take_event(d, &e, err);
+                count_moved(&d->t, d->file.pos - before);
         }
         return r < 0 ? r : 0;
 }

@@ -65,7 +65,7 @@ static int add_accel(struct strv *v, enum accel accel) {
         int r = ADD(v, "-accel");
         if (r >= 0)
                 r = strv_addf(v, "tcg,thread=multi,tb-size=%d", TCG_TB_SIZE_MB);
-        return r < 0 ? r : ADD(v, "-cpu", "max");
+        return r < 0 ? r : ADD(v, "-cpu", "max,-erms,-fsrm");
 }
 
 static int add_machine(struct strv *v, const struct platform *p, const struct vm_spec *spec) {

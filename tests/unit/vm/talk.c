@@ -2,8 +2,11 @@
 #include "talk.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "base/json.h"
 #include "base/str.h"
@@ -55,6 +58,22 @@ void hang_up(void) {
 
 int guest_raw_fd(void) {
         return raw_fd;
+}
+
+bool stopped_for(int64_t ms, const struct buf *late) {
+        const struct timespec pause = {.tv_sec = ms / MSEC_PER_SEC, .tv_nsec = ms % MSEC_PER_SEC * NSEC_PER_MSEC};
+        const pid_t parent = getpid();
+        int status = -1;
+
+        pid_t pid = fork();
+        if (pid == 0) {
+                kill(parent, SIGSTOP);
+                ssize_t n = write(raw_fd, late->data, late->len);
+                nanosleep(&pause, NULL);
+                kill(parent, SIGCONT);
+                _exit(n == (ssize_t) late->len ? 0 : 1);
+        }
+        return pid > 0 && waitpid(pid, &status, 0) == pid && status == 0;
 }
 
 void tell(struct mux_stream *s, const char *text) {

@@ -17,6 +17,9 @@ void hang_up(void);
 /* The guest's end of the channel, to write to beside its multiplexer. */
 int guest_raw_fd(void);
 
+/* Stops this process for `ms`, and puts bytes into the channel meanwhile. False when they did not all fit. */
+bool stopped_for(int64_t ms, const struct buf *late);
+
 void tell(struct mux_stream *s, const char *text);
 void send_text(struct mux_stream *s, enum wire_channel ch, const char *text);
 void until_closed(struct mux_stream *s);

@@ -6,6 +6,7 @@
 #include "base/thread.h"
 #include "talk.h"
 #include "tap.h"
+#include "wire/frame.h"
 
 #define NONE ",\"out\":{\"head\":0,\"cut\":0,\"total\":0},\"err\":{\"head\":0,\"cut\":0,\"total\":0}}"
 #define DONE "{\"type\":\"exit\",\"exit_code\":0,\"timed_out\":false,\"leftover\":false,\"duration_ms\":1" NONE
@@ -117,10 +118,11 @@ static void test_input_that_nobody_takes(void) {
 }
 
 static void play_silence(struct mux_stream *s, const json_t *request) {
-        const struct op op = OP_INIT_NEVER;
+        const struct op op = op_timeout(3000);
 
-        /* Takes nothing, so that no credit is given; it ends when the stream is closed. */
-        while (!mux_stream_closed(s)) {
+        /* Takes nothing, so that no credit is given, until the stream is closed; a connection that ends first leaves it
+         * open. */
+        while (!mux_stream_closed(s) && op_check(&op) == 0) {
                 const struct op pause = op_sub(&op, 5);
 
                 (void) wait_fd(-1, 0, &pause);
@@ -323,10 +325,6 @@ static const char *const lies[] = {
         /* Out of order, or at the wrong time. */
         LONG_EXIT("{\"head\":3,\"cut\":0,\"total\":3}") "\n!abc",
         LONG_EXIT("{\"head\":0,\"cut\":0,\"total\":3}") "\n!abc",
-        DONE "\n!late",
-        DONE "\n.",
-        DONE "\n" DONE,
-        DONE "\n{\"type\":\"error\",\"code\":\"internal\",\"message\":\"late\"}",
         "{\"type\":\"started\"}\n" DONE,
         "{\"type\":\"ok\"}",
         PROGRESS("nobody asked") DONE,
@@ -358,7 +356,6 @@ static void test_lies(void) {
                 "{\"type\":\"yielded\",\"job_id\":\"1\",\"duration_ms\":1" NONE,
                 "{\"type\":\"yielded\",\"job_id\":1" NONE,
                 "{\"type\":\"yielded\",\"job_id\":1,\"duration_ms\":1}",
-                "{\"type\":\"yielded\",\"job_id\":1,\"duration_ms\":1" NONE "\n" DONE,
         };
         int64_t ns = 0;
 
@@ -370,6 +367,49 @@ static void test_lies(void) {
         /* Only those calls failed. */
         CHECK(!agent_is_lost(agent));
         CHECK_INT(agent_ping(agent, patience(), &ns, NULL), 0);
+        end();
+}
+
+static atomic_bool said;
+
+static void play_script_and_say_so(struct mux_stream *s, const json_t *request) {
+        play_script(s, request);
+        atomic_store(&said, true);
+}
+
+/* Holds the call up until all that the guest had to say has arrived. */
+static void wait_for_all(void *arg, const char *message) {
+        int64_t ns = 0;
+
+        for (const struct op limit = *patience(); !atomic_load(&said) && op_check(&limit) == 0;) {
+                const struct op pause = op_timeout(5);
+
+                (void) wait_fd(-1, 0, &pause);
+        }
+        CHECK_INT(agent_ping(agent, patience(), &ns, NULL), 0);
+}
+
+/* What has come behind the last message when that is taken makes it doubtful. */
+static void test_more_than_a_last_message(void) {
+        static const char *const more[] = {
+                PROGRESS("x") DONE "\n!late",
+                PROGRESS("x") DONE "\n.",
+                PROGRESS("x") DONE "\n" DONE,
+                PROGRESS("x") DONE "\n{\"type\":\"error\",\"code\":\"internal\",\"message\":\"late\"}",
+                PROGRESS("x") "{\"type\":\"yielded\",\"job_id\":1,\"duration_ms\":1" NONE "\n" DONE,
+        };
+        const struct agent_exec_args args = {.command = "x", .yield_ms = 100, .max_output = 10};
+
+        REQUIRE(begin(play_script_and_say_so));
+        for (size_t i = 0; i < ARRAY_SIZE(more); i++) {
+                _cleanup_exec_result_ struct agent_exec_result r = {0};
+                struct op op = *patience();
+
+                op.progress = wait_for_all;
+                atomic_store(&said, false);
+                script = more[i];
+                CHECK_INT(agent_exec(agent, &args, &op, &r, NULL), -EPROTO);
+        }
         end();
 }
 
@@ -456,12 +496,48 @@ static void test_neighbours_go_on(void) {
         end();
 }
 
-static void play_stall(struct mux_stream *s, const json_t *request) {
-        send_text(s, WIRE_CH_OUT, "begun");
-        until_closed(s);
+static atomic_int close_code;
+
+/* Notes why the host closed the stream. */
+static void note_close(struct mux_stream *s) {
+        _cleanup_mux_event_ struct mux_event e = MUX_EVENT_INIT;
+
+        atomic_store(&close_code, ERROR_INTERNAL);
+        while (mux_recv(s, patience(), &e) == 0 && e.kind != MUX_CLOSED && e.kind != MUX_LOST)
+                ;
+        if (e.kind == MUX_CLOSED)
+                atomic_store(&close_code, (int) e.error.code);
 }
 
-static void test_deadline_and_cancel(void) {
+static void play_stall(struct mux_stream *s, const json_t *request) {
+        send_text(s, WIRE_CH_OUT, "begun");
+        note_close(s);
+}
+
+static void play_done(struct mux_stream *s, const json_t *request) {
+        tell(s, DONE);
+        note_close(s);
+}
+
+/* Ends the conversation when the guest has the host's close. */
+static void end_in_order(void) {
+        int64_t ns = 0;
+
+        CHECK_INT(agent_ping(agent, patience(), &ns, NULL), 0);
+        end();
+}
+
+/* The guest waits for the host to close the stream: it then knows that its answer was taken. */
+static void test_the_host_closes_first(void) {
+        _cleanup_exec_result_ struct agent_exec_result r = {0};
+
+        REQUIRE(begin(play_done));
+        CHECK_INT(run(10, &r, NULL), 0);
+        end_in_order();
+        CHECK_INT(atomic_load(&close_code), ERROR_NONE);
+}
+
+static void test_deadline(void) {
         const struct agent_exec_args args = {.command = "x", .yield_ms = 10, .max_output = 10};
         _cleanup_exec_result_ struct agent_exec_result r = {0};
         _cleanup_error_ struct error e = ERROR_INIT;
@@ -470,13 +546,95 @@ static void test_deadline_and_cancel(void) {
         REQUIRE(begin(play_stall));
         CHECK_INT(agent_exec(agent, &args, &op, &r, &e), -ETIMEDOUT);
         CHECK_INT(e.code, ERROR_TIMEOUT);
-        op = *patience();
-        op.cancel = cancel_new();
-        cancel_fire(op.cancel);
+        CHECK(e.hint && strstr(e.hint, "exec_background with action list"));
+        /* Told of it, the guest lets the command go on. */
+        end_in_order();
+        CHECK_INT(atomic_load(&close_code), ERROR_TIMEOUT);
+}
+
+static void cancel_it(void *arg, const char *message) {
+        cancel_fire(arg);
+}
+
+static void play_progress_and_stall(struct mux_stream *s, const json_t *request) {
+        send_text(s, WIRE_CH_NEWS, "running\n");
+        note_close(s);
+}
+
+static void test_cancel(void) {
+        const struct agent_exec_args args = {.command = "x", .yield_ms = 10000, .max_output = 10};
+        _cleanup_cancel_ struct cancel *cancel = cancel_new();
+        _cleanup_exec_result_ struct agent_exec_result r = {0};
+        _cleanup_error_ struct error e = ERROR_INIT;
+        struct op op = *patience();
+
+        REQUIRE(cancel && begin(play_progress_and_stall));
+        op.cancel = cancel;
+        op.progress = cancel_it;
+        op.progress_arg = cancel;
         CHECK_INT(agent_exec(agent, &args, &op, &r, &e), -ECANCELED);
         CHECK_INT(e.code, ERROR_CANCELLED);
-        cancel_unref(op.cancel);
+        /* A close without a reason: the guest kills the command. */
+        end_in_order();
+        CHECK_INT(atomic_load(&close_code), ERROR_NONE);
+}
+
+/* --- a host that did not run while the time passed --- */
+
+#define SHORT_MS 200
+#define STOPPED_MS 800
+
+/* The answer comes while this process is stopped. */
+static void play_answer_to_a_stopped_host(struct mux_stream *s, const json_t *request) {
+        static const char last[] = LONG_EXIT("{\"head\":30000,\"cut\":0,\"total\":30000}");
+        static const char bytes[30000] = "output";
+        _cleanup_buf_ struct buf late = BUF_INIT(2 * sizeof(bytes));
+        const uint8_t channel = WIRE_CH_OUT;
+
+        CHECK_INT(frame_encode(&late, WIRE_DATA, 1, &channel, 1, bytes, sizeof(bytes)), 0);
+        CHECK_INT(frame_encode(&late, WIRE_MSG, 1, last, strlen(last), NULL, 0), 0);
+        CHECK(stopped_for(STOPPED_MS, &late));
+        until_closed(s);
+}
+
+static void test_answer_to_a_stopped_host(void) {
+        const struct agent_exec_args args = {.command = "x", .max_output = 30000};
+        _cleanup_exec_result_ struct agent_exec_result r = {0};
+        const struct op op = op_timeout(SHORT_MS);
+
+        REQUIRE(begin(play_answer_to_a_stopped_host));
+        CHECK_INT(agent_exec(agent, &args, &op, &r, NULL), 0);
+        CHECK_INT(r.exit_code, 0);
+        CHECK_INT(r.out.head.len, 30000);
         end();
+}
+
+static void play_stop_then_flood(struct mux_stream *s, const json_t *request) {
+        CHECK(stopped_for(STOPPED_MS, &BUF_INIT(0)));
+        play_endless_progress(s, request);
+}
+
+static void play_stop_then_stall(struct mux_stream *s, const json_t *request) {
+        CHECK(stopped_for(STOPPED_MS, &BUF_INIT(0)));
+        until_closed(s);
+}
+
+/* The time that such a host gives to the guest is short, however much that sends. */
+static void test_a_stopped_host_does_not_wait_for_ever(void) {
+        static const guest_play plays[] = {play_stop_then_flood, play_stop_then_stall};
+        const struct agent_exec_args args = {.command = "x", .max_output = 10};
+
+        for (size_t i = 0; i < ARRAY_SIZE(plays); i++) {
+                _cleanup_exec_result_ struct agent_exec_result r = {0};
+                struct op op = op_timeout(SHORT_MS);
+                int64_t start = monotonic_ns();
+
+                op.progress = ignore_progress;
+                REQUIRE(begin(plays[i]));
+                CHECK_INT(agent_exec(agent, &args, &op, &r, NULL), -ETIMEDOUT);
+                CHECK(monotonic_ns() - start < 10 * NSEC_PER_SEC);
+                end();
+        }
 }
 
 struct timed {
@@ -530,10 +688,15 @@ int main(void) {
         RUN(test_progress);
         RUN(test_flood_of_progress);
         RUN(test_lies);
+        RUN(test_more_than_a_last_message);
         RUN(test_broken_messages);
         RUN(test_endless_output);
         RUN(test_neighbours_go_on);
-        RUN(test_deadline_and_cancel);
+        RUN(test_the_host_closes_first);
+        RUN(test_deadline);
+        RUN(test_cancel);
+        RUN(test_answer_to_a_stopped_host);
+        RUN(test_a_stopped_host_does_not_wait_for_ever);
         RUN(test_guest_that_forgets_the_time);
         return tap_done();
 }

@@ -132,6 +132,9 @@ static void test_download_refuses_lies(void) {
                 {ERROR_GUEST_UNREACHABLE, {HEAD("1000", "0"), {DATA, NULL, 1001}, {WAIT, NULL, 0}}},
                 {ERROR_GUEST_UNREACHABLE, {HEAD("1000", "0"), {HOLE, NULL, 1001}, {WAIT, NULL, 0}}},
                 {ERROR_GUEST_UNREACHABLE, {HEAD("1000", "0"), {HOLE, NULL, 0}, {WAIT, NULL, 0}}},
+                {ERROR_GUEST_UNREACHABLE, {HEAD("70000", "0"), {HOLE, NULL, SPARSE_HOLE_MIN - 1}, {WAIT, NULL, 0}}},
+                {ERROR_GUEST_UNREACHABLE, {HEAD("10", "0"), {HOLE, NULL, 10}, {OUT_EOF, NULL, 0}, END("10")}},
+                {ERROR_NO_SPACE, {HEAD("200000", "102400"), {WAIT, NULL, 0}}},
                 {ERROR_GUEST_UNREACHABLE, {HEAD("1000", "0"), {HOLE, NULL, UINT64_MAX}, {WAIT, NULL, 0}}},
                 {ERROR_GUEST_UNREACHABLE, {HEAD("1000", "0"), {HOLE, NULL, INT64_MAX}, {WAIT, NULL, 0}}},
                 {ERROR_GUEST_UNREACHABLE,
@@ -169,6 +172,38 @@ static void test_download_refuses_lies(void) {
                 CHECK(fstat(fd, &st) == 0 && st.st_size <= (off_t) DISK_BYTES);
         }
         CHECK(!agent_is_lost(agent));
+        end();
+}
+
+#define ISLANDS 400u
+
+/* Single bytes with holes around them, each of which occupies a whole block. */
+static void play_islands(struct mux_stream *s, const json_t *request) {
+        _cleanup_free_ char *head =
+                str_printf("{\"type\":\"ok\",\"size\":%u,\"allocated\":4096,\"mode\":\"0644\",\"kind\":\"file\"}",
+                           ISLANDS * (SPARSE_HOLE_MIN + 1));
+        uint8_t hole[SPARSE_LEN_BYTES];
+
+        sparse_len_encode(SPARSE_HOLE_MIN, hole);
+        tell(s, head);
+        for (unsigned i = 0; i < ISLANDS; i++) {
+                send_text(s, WIRE_CH_OUT, "x");
+                (void) mux_send_data(s, WIRE_CH_HOLE, hole, sizeof(hole), patience());
+        }
+        until_closed(s);
+}
+
+static void test_islands_cost_blocks(void) {
+        _cleanup_error_ struct error err = ERROR_INIT;
+        _cleanup_close_ int fd = scratch();
+        struct agent_transfer t = {0};
+        struct stat st;
+
+        REQUIRE(begin(play_islands));
+        CHECK_INT(agent_download(agent, "/x", fd, UINT64_MAX, DISK_BYTES, patience(), &t, &err), -ENOSPC);
+        CHECK_INT(err.code, ERROR_NO_SPACE);
+        REQUIRE(fstat(fd, &st) == 0);
+        CHECK((uint64_t) st.st_blocks * 512 < 2ull * DISK_BYTES);
         end();
 }
 
@@ -369,6 +404,7 @@ int main(void) {
                 abort();
         RUN(test_download);
         RUN(test_download_refuses_lies);
+        RUN(test_islands_cost_blocks);
         RUN(test_silence_ends_with_the_deadline);
         RUN(test_a_huge_hole_can_be_cancelled);
         RUN(test_upload_refuses_lies);

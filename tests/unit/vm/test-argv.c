@@ -53,7 +53,7 @@ static void test_full_under_tcg(void) {
                 "-accel",
                 "tcg,thread=multi,tb-size=64",
                 "-cpu",
-                "max",
+                "max,-erms,-fsrm",
                 "-smp",
                 "cpus=2",
                 "-m",
