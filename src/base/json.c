@@ -1,21 +1,91 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/json.h"
 
+#include <ctype.h>
 #include <string.h>
 
 #include "base/str.h"
 
 /* The largest integer up to which a double holds every integer: 2^53. */
 #define DOUBLE_EXACT_MAX 9007199254740992.0
+#define ESCAPE_LEN 6u /* bytes of \uXXXX */
 
 static int refuse(struct error *err, int r, const char *what, size_t at) {
         error_set(err, ERROR_INVALID_ARGUMENT, "Invalid JSON: %s at byte %zu", what, at);
         return r;
 }
 
+/* The code unit of the escape \uXXXX at the beginning of s; -1: it is none. */
+static int escaped_unit(const char *s, size_t n) {
+        int unit = 0;
+
+        if (n < ESCAPE_LEN || s[0] != '\\' || s[1] != 'u')
+                return -1;
+        for (size_t i = 2; i < ESCAPE_LEN; i++) {
+                int c = (unsigned char) s[i];
+
+                if (!isxdigit(c))
+                        return -1;
+                unit = unit * 16 + (c <= '9' ? c - '0' : (c | 0x20) - 'a' + 10);
+        }
+        return unit;
+}
+
+/* What is wrong with the escape at s[0], a backslash in a string, or NULL; *ret_len: its bytes. */
+static const char *bad_escape(const char *s, size_t n, size_t *ret_len) {
+        int unit = escaped_unit(s, n);
+
+        *ret_len = unit < 0 ? 2 : ESCAPE_LEN;
+        if (unit == 0)
+                return "\\u0000";
+        if (unit < 0xd800 || unit > 0xdfff)
+                return NULL;
+        int next = escaped_unit(s + ESCAPE_LEN, n - ESCAPE_LEN);
+        if (unit > 0xdbff || next < 0xdc00 || next > 0xdfff)
+                return "half a surrogate pair";
+        *ret_len = 2 * ESCAPE_LEN;
+        return NULL;
+}
+
+size_t json_mend_escapes(char *text, size_t len) {
+        static const char replacement[ESCAPE_LEN] = {'\\', 'u', 'f', 'f', 'f', 'd'};
+        bool in_string = false;
+        size_t count = 0, n = 1;
+
+        for (size_t i = 0; i < len; i += n) {
+                n = 1;
+                if (text[i] == '"')
+                        in_string = !in_string;
+                else if (in_string && text[i] == '\\' && bad_escape(text + i, len - i, &n)) {
+                        memcpy(text + i, replacement, sizeof(replacement));
+                        count++;
+                }
+        }
+        return count;
+}
+
+/* An escape that json_mend_escapes() knows; what is NULL: none. */
+struct escape {
+        const char *what;
+        size_t at;
+};
+
+/* i is behind an opening quote: the position of the closing one, or len. *first keeps the first bad escape of all. */
+static size_t scan_string(const char *text, size_t len, size_t i, struct escape *first) {
+        while (i < len && text[i] != '"') {
+                size_t n = 1;
+                const char *what = text[i] == '\\' ? bad_escape(text + i, len - i, &n) : NULL;
+
+                if (what && !first->what)
+                        *first = (struct escape){what, i};
+                i += n;
+        }
+        return MIN(i, len);
+}
+
 /*
- * What jansson does not check, or only after it has built the value: one pass over the bytes. Brackets count only
- * outside of strings; whether they match is left to the parser.
+ * What jansson does not check, or only after it has built the value, or tells in words of its own: one pass over the
+ * bytes. Brackets count only outside of strings; whether they match is left to the parser.
  */
 static int scan(const char *text, size_t len, size_t max_depth, struct error *err) {
         size_t good = utf8_valid_prefix(text, len);
@@ -25,18 +95,13 @@ static int scan(const char *text, size_t len, size_t max_depth, struct error *er
         if (nul)
                 return refuse(err, -EINVAL, "NUL", (size_t) (nul - text));
 
-        bool in_string = false;
+        struct escape bad = {0};
         size_t depth = 0;
         for (size_t i = 0; i < len; i++) {
                 char c = text[i];
 
-                if (in_string) {
-                        if (c == '\\')
-                                i++;
-                        else if (c == '"')
-                                in_string = false;
-                } else if (c == '"')
-                        in_string = true;
+                if (c == '"')
+                        i = scan_string(text, len, i + 1, &bad);
                 else if (c == '[' || c == '{') {
                         if (++depth > max_depth) {
                                 error_set(err, ERROR_INVALID_ARGUMENT,
@@ -46,7 +111,26 @@ static int scan(const char *text, size_t len, size_t max_depth, struct error *er
                 } else if ((c == ']' || c == '}') && depth > 0)
                         depth--;
         }
-        return 0;
+        if (!bad.what)
+                return 0;
+        error_set(err, ERROR_INVALID_ARGUMENT, "Invalid JSON: a string holds %s at byte %zu", bad.what, bad.at);
+        return -EILSEQ;
+}
+
+/* jansson's own texts quote the input, and with it what may be a secret. */
+static const char *reason(const json_error_t *at) {
+        switch (json_error_code(at)) {
+        case json_error_premature_end_of_input:
+                return "the text ends too early";
+        case json_error_end_of_input_expected:
+                return "something follows the value";
+        case json_error_duplicate_key:
+                return "an object has a key twice";
+        case json_error_numeric_overflow:
+                return "the number is too big";
+        default:
+                return "this is no JSON";
+        }
 }
 
 int json_parse(const char *text, size_t len, size_t max_len, size_t max_depth, json_t **ret, struct error *err) {
@@ -65,9 +149,8 @@ int json_parse(const char *text, size_t len, size_t max_len, size_t max_depth, j
         if (!value) {
                 if (json_error_code(&at) == json_error_out_of_memory)
                         return error_set_errno(err, ENOMEM, "Cannot parse JSON");
-                /* The text quotes the input and may be cut inside a character. */
-                error_set(err, ERROR_INVALID_ARGUMENT, "Invalid JSON at line %d, column %d (byte %d): %.*s", at.line,
-                          at.column, at.position, (int) utf8_valid_prefix(at.text, strlen(at.text)), at.text);
+                error_set(err, ERROR_INVALID_ARGUMENT, "Invalid JSON at line %d, column %d (byte %d): %s", at.line,
+                          at.column, at.position, reason(&at));
                 return -EINVAL;
         }
         *ret = value;

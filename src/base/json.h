@@ -5,7 +5,7 @@
  * JSON from peers that are not trusted: jansson with limits.
  *
  * Input is refused when it is larger or deeper than allowed, holds a key twice, a NUL character, invalid UTF-8 or a
- * lone surrogate. Typed getters say which key was wrong.
+ * lone surrogate. No message quotes it. Typed getters say which key was wrong.
  */
 
 #include <jansson.h>
@@ -19,8 +19,13 @@
 
 #define JSON_DEPTH_MAX 128
 
-/* Parses exactly one value. The depth of a lone scalar is 0. -EINVAL with a message that has the position; -E2BIG. */
+/* Parses exactly one value. The depth of a lone scalar is 0. -EINVAL with a message that has the position, never a part
+ * of the text, which may be a secret; -E2BIG; -EILSEQ: a string holds an escape that json_mend_escapes() knows. */
 int json_parse(const char *text, size_t len, size_t max_len, size_t max_depth, json_t **ret, struct error *err);
+
+/* Replaces in strings each \u0000 and each half of a surrogate pair by \ufffd: the escapes that JSON allows and a
+ * parsed string cannot hold. The text need not be valid. How many there were. */
+size_t json_mend_escapes(char *text, size_t len);
 
 /* Compact text with a stable key order (as inserted), appended to out. -ENOBUFS over its limit, -ENOMEM. */
 int json_write(const json_t *value, struct buf *out);

@@ -174,6 +174,34 @@ static int read_envelope(struct rpc_message *m, const char *raw_id, struct error
         return 0;
 }
 
+/*
+ * The text holds \u0000 or half a surrogate pair, which is JSON, but no string of ours. The sender of a request waits
+ * for an answer: it gets one with its id if the rest of the message is in order.
+ */
+static int parse_mended(char *text, size_t len, char *raw_id, struct rpc_message *m, int *ret_code, struct error *err) {
+        _cleanup_error_ struct error why = ERROR_INIT;
+
+        error_move(&why, err);
+        bool id_is_sound = raw_id && json_mend_escapes(raw_id, strlen(raw_id)) == 0;
+        (void) json_mend_escapes(text, len);
+        int r = json_parse(text, len, MCP_LINE_MAX, JSON_DEPTH_MAX, &m->root, err);
+        if (r >= 0)
+                r = read_envelope(m, raw_id, err);
+        if (r == -ENOMEM || !id_is_sound) {
+                free(m->id);
+                m->id = NULL;
+        }
+        if (r < 0) {
+                *ret_code = r == -ENOMEM ? RPC_INTERNAL_ERROR : m->root ? RPC_INVALID_REQUEST : RPC_PARSE_ERROR;
+                return r;
+        }
+        *ret_code = m->id ? RPC_INVALID_PARAMS : RPC_PARSE_ERROR;
+        return error_set(err, ERROR_INVALID_ARGUMENT,
+                         "%s. No argument may have that: give such bytes as base64 where a tool takes \"encoding\", or "
+                         "write printf '\\000' in a command (in JSON: printf '\\\\000')",
+                         error_message(&why));
+}
+
 int rpc_parse(char *text, size_t len, struct rpc_message *ret, int *ret_code, struct error *err) {
         _cleanup_free_ char *raw_id = NULL;
         struct rpc_span span;
@@ -188,6 +216,8 @@ int rpc_parse(char *text, size_t len, struct rpc_message *ret, int *ret_code, st
         }
         tame_integers(text, len);
         int r = json_parse(text, len, MCP_LINE_MAX, JSON_DEPTH_MAX, &ret->root, err);
+        if (r == -EILSEQ)
+                return parse_mended(text, len, raw_id, ret, ret_code, err);
         if (r < 0) {
                 *ret_code = r == -ENOMEM ? RPC_INTERNAL_ERROR : RPC_PARSE_ERROR;
                 return r;

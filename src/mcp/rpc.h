@@ -7,7 +7,8 @@
  * An id goes back exactly as it came: its bytes are cut out of the text before the text is parsed, so that an integer
  * of any length or a string with escapes keeps its form. The parser could not take integers beyond 64 bits; such a
  * number anywhere in a message is turned into a floating point number of the same text length first, so that the
- * message is answered by whoever finds the value out of range, not refused without an id.
+ * message is answered by whoever finds the value out of range, not refused without an id. A request with \u0000 or half
+ * a surrogate pair in a string is refused with its id.
  */
 
 #include <jansson.h>

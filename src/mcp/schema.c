@@ -20,6 +20,7 @@
 #define PART_MIN 3u                         /* characters of a part by which a name may be meant */
 #define PATH_MAX_LEN 200u                   /* bytes of the name of a nested value */
 #define DOUBLE_EXACT_MAX 9007199254740992.0 /* 2^53 */
+#define ABSOLUTE_PATTERN "^/"               /* the one that messages have words for */
 
 enum type { TYPE_ANY, TYPE_STRING, TYPE_INTEGER, TYPE_NUMBER, TYPE_BOOLEAN, TYPE_OBJECT, TYPE_ARRAY, _TYPE_MAX };
 
@@ -282,7 +283,7 @@ static int describe(const struct schema *s, struct buf *out) {
                 r = buf_printf(out, " of at most %.0f", s->max);
         if (r == 0 && s->items && s->items->type != TYPE_ANY)
                 r = buf_printf(out, " of %ss", type_names[s->items->type]);
-        bool absolute = s->pattern && str_eq(s->pattern_text, "^/");
+        bool absolute = s->pattern && str_eq(s->pattern_text, ABSOLUTE_PATTERN);
         if (r == 0 && absolute)
                 r = buf_append_str(out, " that begins with \"/\"");
         if (r == 0 && s->min_len > 0)
@@ -312,16 +313,37 @@ static void show_value(const json_t *value, struct buf *out) {
                 (void) buf_append(out, text.data, text.len);
 }
 
+/* What was given, without the value itself where that may be a secret. */
+static void describe_given(const struct schema *s, const json_t *value, struct buf *out) {
+        bool array = s->type == TYPE_ARRAY && json_is_array(value);
+        bool object = s->type == TYPE_OBJECT && json_is_object(value);
+
+        /* Of the right type: the number of its items is what is wrong. */
+        if (array || object) {
+                size_t n = array ? json_array_size(value) : json_object_size(value);
+                (void) buf_printf(out, "%zu %s%s", n, array ? "item" : "key", n == 1 ? "" : "s");
+        } else if (s->secret)
+                (void) buf_printf(out, "of type %s", json_type_name(value));
+        else
+                show_value(value, out);
+}
+
+/* A regular expression is hard to read: the description says what it stands for. */
+static void hint_description(const struct schema *s, const char *path, struct error *err) {
+        const char *text = json_string_value(json_object_get(s->description, "description"));
+
+        if (s->pattern && text && !str_eq(s->pattern_text, ABSOLUTE_PATTERN))
+                error_hint(err, "%s: %s.", path, text);
+}
+
 static int wrong_value(const struct schema *s, const char *path, const json_t *value, struct error *err) {
         _cleanup_buf_ struct buf want = BUF_INIT(4096), got = BUF_INIT(4096);
 
         (void) describe(s, &want);
-        if (s->secret)
-                (void) buf_printf(&got, "of type %s", json_type_name(value));
-        else
-                show_value(value, &got);
+        describe_given(s, value, &got);
         error_set(err, ERROR_INVALID_ARGUMENT, "Argument \"%s\" must be %s, not %s", path,
                   want.data ? want.data : "other", got.data ? got.data : json_type_name(value));
+        hint_description(s, path, err);
         if (s->values && json_is_string(value)) {
                 const char *candidates[64];
                 size_t n = MIN(json_array_size(s->values), ARRAY_SIZE(candidates));

@@ -166,6 +166,30 @@ def test_refused_environment_variables(stopped, name):
         assert result["_meta"]["code"] == "invalid_argument" and name in result["content"][0]["text"], tool
 
 
+def with_variable(tool, name, value):
+    """Arguments of a tool that give it this variable."""
+    workspace = {"workspace_ids": ["ws-000"]} if tool == "exec_parallel" else {"workspace_id": "ws-000"}
+    return {**workspace, **{"set_env": {"vars": {name: value}}, "exec": {"command": "true", "env": {name: value}},
+                            "exec_background": {"action": "start", "command": "true", "env": {name: value}},
+                            "exec_parallel": {"commands": "true", "env": {name: value}}}[tool]}
+
+
+@pytest.mark.parametrize("tool", ["set_env", "exec", "exec_background", "exec_parallel"])
+def test_a_variable_that_no_program_can_be_given(stopped, tool):
+    room = 128 * 1024 - len("BIG=") - 1
+    result = stopped.call(tool, with_variable(tool, "BIG", "v" * (room + 1)))
+    text = result["content"][0]["text"]
+    assert result["_meta"]["code"] == "invalid_argument" and "file_write" in text
+    assert "variable BIG" in text and "131072" in text and "vvv" not in text
+    assert stopped.call(tool, with_variable(tool, "BIG", "v" * room))["_meta"]["code"] == "not_running"
+
+
+@pytest.mark.parametrize("ids, found", [([], "0 items"), (["x"] * 21, "21 items")])
+def test_a_wrong_number_of_items_is_told(stopped, ids, found):
+    result = stopped.call("exec_parallel", {"workspace_ids": ids, "commands": "true"})
+    assert f"with 1 to 20 items, not {found}" in result["content"][0]["text"]
+
+
 SECRET = "hunter2secret"
 
 
@@ -242,7 +266,10 @@ def test_a_string_counts_as_an_array_of_one(stopped, commands):
     ("exec_background", {"action": "write", "job_id": 1, "data": "no base64!", "encoding": "base64"}, "base64"),
     ("exec_background", {"action": "write", "job_id": 1, "data": "x" * (1024 * 1024 + 1)}, "1048576"),
     ("set_env", {"vars": {}, "unset": ["A", "B C"]}, "B C"),
-    ("set_env", {"vars": {"A": "x" * (256 * 1024)}}, "262144"),
+    ("set_env", {"vars": {name: "x" * (100 * 1024) for name in "ABC"}}, "262144"),
+    ("file_write", {"path": "/x", "content": "", "mode": 420}, 'octal digits in quotes, such as "0644"'),
+    ("file_write", {"path": "/x", "content": "", "mode": "rw-r--r--"}, 'octal digits in quotes, such as "0644"'),
+    ("exec", {"command": "true", "env": {f"A{i}": "" for i in range(300)}}, "at most 256 keys, not 300 keys"),
     ("file_write", {"path": "/x", "content": "no base64!", "encoding": "base64"}, "base64"),
     ("file_edit", {"path": "/x", "old_string": "same", "new_string": "same"}, "same"),
     ("file_read", {"path": "/x", "offset": 1, "start_line": 1}, "offset"),

@@ -28,9 +28,9 @@ BAD_LINES = {
     "a byte order mark": (b"\xef\xbb\xbf" + (PING % 1).encode(), PARSE),
     "NUL between values": (b'{"jsonrpc":"2.0",\x00"id":1,"method":"ping"}', PARSE),
     "NUL in a string": (b'{"jsonrpc":"2.0","id":1,"method":"pi\x00ng"}', PARSE),
-    "escaped NUL": (b'{"jsonrpc":"2.0","id":1,"method":"pi\\u0000ng"}', PARSE),
-    "lone high surrogate": (b'{"jsonrpc":"2.0","id":1,"method":"\\ud83d"}', PARSE),
-    "lone low surrogate": (b'{"jsonrpc":"2.0","id":1,"method":"\\ude00"}', PARSE),
+    "escaped NUL without id": (b'{"jsonrpc":"2.0","method":"pi\\u0000ng"}', PARSE),
+    "escaped NUL in the id": (b'{"jsonrpc":"2.0","id":"\\u0000","method":"ping"}', PARSE),
+    "half of a message with an escaped NUL": (b'{"jsonrpc":"2.0","id":1,"method":"\\u0000"', PARSE),
     "surrogate in UTF-8": (b'{"jsonrpc":"2.0","id":1,"method":"\xed\xa0\x80"}', PARSE),
     "nesting of 129": (nested(129).encode(), PARSE),
     "nesting of 100000": (b'{"jsonrpc":"2.0","id":1,"method":"ping","params":' + b"[" * 100000, PARSE),
@@ -73,6 +73,31 @@ def test_a_request_without_a_method_keeps_its_id(client, text):
     client.raw(text + "\n")
     message = client.recv()
     assert (message["id"], message["error"]["code"]) == ("q", INVALID)
+
+
+@pytest.mark.parametrize("request_id", ["7", '"seven"', "123456789012345678901234567890"])
+@pytest.mark.parametrize("escape, named", [
+    ("\\u0000", "\\u0000"), ("\\ud83d", "half a surrogate pair"), ("\\ude00", "half a surrogate pair")])
+def test_what_no_string_can_hold_is_answered_with_the_id(client, request_id, escape, named):
+    call = '{"jsonrpc":"2.0","id":%s,"method":"tools/call","params":{"name":"file_write","arguments":%s}}\n'
+    client.raw(call % (request_id, '{"workspace_id":"x","path":"/x","content":"s3cret' + escape + '"}'))
+    message = client.recv()
+    assert message["id"] == json.loads(request_id) and message["error"]["code"] == -32602
+    text = message["error"]["message"]
+    assert named in text and "base64" in text and "printf '\\000'" in text
+    assert "s3cret" not in text and "JSON_ALLOW_NUL" not in text
+    client.ping()
+
+
+@pytest.mark.parametrize("line", [
+    '{"jsonrpc":"2.0","id":1,"params":{"KEY":"s3cret"', '{"KEY":"s3cret" "x"}', '{"KEY":"s3cret\\x"}', '[s3cret]',
+    '{"s3cret":1,"s3cret":2}', '{"KEY":"s3cret"} s3cret', '{"jsonrpc":"2.0","id":1,"method":"\\us3cret"}'])
+def test_an_error_of_the_parser_does_not_quote_the_line(server, line):
+    server.initialize("2025-06-18")
+    server.raw(line + "\n")
+    message = server.recv()
+    assert message["error"]["code"] in (PARSE, INVALID) and "s3c" not in json.dumps(message)
+    assert message["error"]["code"] == INVALID or "byte" in message["error"]["message"]
 
 
 def test_nesting_of_128_is_fine(client):
@@ -238,6 +263,11 @@ class TestBatches:
     def test_initialize_may_not_hide_in_one(self, session):
         session.send([{"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": "2025-06-18"}}])
         assert session.recv()[0]["error"]["code"] == INVALID
+
+    def test_what_no_string_can_hold_fails_its_own_message_only(self, session):
+        session.raw('[{"jsonrpc":"2.0","id":1,"method":"ping"},{"jsonrpc":"2.0","id":2,"method":"pi\\u0000ng"}]\n')
+        by_id = {a["id"]: a for a in session.recv()}
+        assert by_id[1]["result"] == {} and by_id[2]["error"]["code"] == -32602
 
     def test_a_batch_with_invalid_json_runs_nothing(self, session):
         session.raw(json.dumps([{"jsonrpc": "2.0", "id": 1, "method": "ping"}])[:-1] + ", {\"a\": }]\n")

@@ -19,7 +19,7 @@ CONTRACT = {
     "exec_background": {"action", "workspace_id", "command", "workdir", "env", "pty", "cols", "rows", "job_id",
                         "signal", "wait_secs", "stdout_offset", "stderr_offset", "data", "eof"},
     "set_env": {"workspace_id", "vars"},
-    "exec_parallel": {"workspace_ids", "commands", "timeout_secs", "workdir", "env", "max_output_bytes"},
+    "exec_parallel": {"workspace_ids", "commands", "timeout_secs", "workdir", "env", "max_output_bytes", "strip_ansi"},
     "file_read": {"workspace_id", "path", "offset", "limit", "start_line", "line_count", "encoding"},
     "file_write": {"workspace_id", "path", "content", "mode", "encoding", "append"},
     "file_edit": {"workspace_id", "path", "old_string", "new_string", "replace_all"},
@@ -131,6 +131,17 @@ def test_core_tools_are_always_loaded(tools):
     loaded = {t["name"] for t in tools if t.get("_meta", {}).get("anthropic/alwaysLoad") is True}
     assert {"workspace_create", "workspace_destroy", "exec", "exec_background", "file_read", "file_write",
             "file_list"} <= loaded
+
+
+def test_the_size_of_a_call_is_told_where_it_matters(tools):
+    properties = {t["name"]: t["inputSchema"]["properties"] for t in tools}
+    for name, key in (("exec", "stdin"), ("file_write", "content")):
+        assert "16 MiB" in properties[name][key]["description"]
+
+
+def test_what_an_entry_of_a_directory_may_have(tools):
+    entry = next(t for t in tools if t["name"] == "file_list")["outputSchema"]["properties"]["entries"]["items"]
+    assert {"target", "name_base64"} <= set(entry["properties"]) - set(entry["required"])
 
 
 def test_the_documentation_names_every_tool(tools):

@@ -10,7 +10,8 @@ static const char description[] =
         "\"id\":{\"type\":\"string\",\"minLength\":1,\"maxLength\":3},"
         "\"count\":{\"type\":\"integer\",\"minimum\":1,\"maximum\":20,\"default\":5},"
         "\"mode\":{\"type\":\"string\",\"enum\":[\"slow\",\"fast\"]},"
-        "\"octal\":{\"type\":\"string\",\"pattern\":\"^[0-7]{3,4}$\"},"
+        "\"octal\":{\"type\":\"string\",\"description\":\"Digits in quotes\",\"pattern\":\"^[0-7]{3,4}$\"},"
+        "\"path\":{\"type\":\"string\",\"description\":\"A file\",\"pattern\":\"^/\"},"
         "\"env\":{\"type\":\"object\",\"additionalProperties\":{\"type\":\"string\"},\"maxProperties\":2},"
         "\"list\":{\"type\":\"array\",\"items\":{\"type\":\"integer\"},\"minItems\":1,\"maxItems\":2},"
         "\"ratio\":{\"type\":\"number\",\"minimum\":0.5},"
@@ -78,9 +79,11 @@ static void test_wrong_arguments(void) {
                 {"{\"id\":\"a\",\"octal\":\"644\\n\"}", "\"octal\"", "matching"},
                 {"{\"id\":\"a\",\"env\":{\"X\":1}}", "\"env.X\"", "a string"},
                 {"{\"id\":\"a\",\"env\":{\"X\":null}}", "\"env.X\"", "null"},
-                {"{\"id\":\"a\",\"env\":{\"X\":\"\",\"Y\":\"\",\"Z\":\"\"}}", "\"env\"", "2 keys"},
+                {"{\"id\":\"a\",\"env\":{\"X\":\"\",\"Y\":\"\",\"Z\":\"\"}}", "\"env\"", "at most 2 keys, not 3 keys"},
                 {"{\"id\":\"a\",\"env\":[]}", "\"env\"", "an object"},
-                {"{\"id\":\"a\",\"list\":[]}", "\"list\"", "1 to 2"},
+                {"{\"id\":\"a\",\"list\":[]}", "\"list\"", "1 to 2 items, not 0 items"},
+                {"{\"id\":\"a\",\"list\":[1,2,3]}", "\"list\"", "1 to 2 items, not 3 items"},
+                {"{\"id\":\"a\",\"list\":{}}", "\"list\"", "not an object"},
                 {"{\"id\":\"a\",\"list\":[1,\"x\"]}", "\"list.1\"", "an integer"},
                 {"{\"id\":\"a\",\"ratio\":0.1}", "\"ratio\"", "a number"},
                 {"{\"id\":\"a\",\"on\":\"yes\"}", "\"on\"", "a boolean"},
@@ -106,6 +109,23 @@ static void test_a_near_value_is_named(void) {
         _cleanup_free_ char *got = check("{\"id\":\"a\",\"mode\":\"fst\"}", &err, warnings);
 
         CHECK(!got && err.hint && strstr(err.hint, "\"fast\""));
+}
+
+static void test_the_description_explains_a_pattern(void) {
+        static const char *const bad[] = {"{\"id\":\"a\",\"octal\":644}", "{\"id\":\"a\",\"octal\":\"rw\"}"};
+
+        for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+                _cleanup_error_ struct error err = ERROR_INIT;
+                _cleanup_json_ json_t *warnings = json_array();
+                _cleanup_free_ char *got = check(bad[i], &err, warnings);
+
+                CHECK(!got);
+                CHECK_STR(err.hint, "octal: Digits in quotes.");
+        }
+        _cleanup_error_ struct error err = ERROR_INIT;
+        _cleanup_json_ json_t *warnings = json_array();
+        _cleanup_free_ char *got = check("{\"id\":\"a\",\"path\":\"x\"}", &err, warnings);
+        CHECK(!got && strstr(error_message(&err), "begins with") && !err.hint);
 }
 
 static void test_unknown_arguments_are_named(void) {
@@ -238,6 +258,7 @@ int main(void) {
         RUN(test_good_arguments);
         RUN(test_wrong_arguments);
         RUN(test_a_near_value_is_named);
+        RUN(test_the_description_explains_a_pattern);
         RUN(test_unknown_arguments_are_named);
         RUN(test_a_string_counts_as_an_array_of_one);
         RUN(test_the_values_of_a_map_are_never_quoted);
