@@ -45,6 +45,19 @@ int command_check_name(const char *argument, const char *name, struct error *err
         return -EINVAL;
 }
 
+/* The kernel takes NAME=value as one argument, with the limit of one. */
+static int check_variable_size(const char *argument, const char *name, size_t value_len, struct error *err) {
+        size_t len = strlen(name) + 1 + value_len;
+
+        if (len <= COMMAND_MAX)
+                return 0;
+        error_set(err, ERROR_INVALID_ARGUMENT,
+                  "Argument \"%s\": the variable %.*s takes %zu bytes (NAME=value and a NUL), at most %u are possible",
+                  argument, (int) NAME_SHOWN, name, len + 1, COMMAND_MAX + 1);
+        error_hint(err, "Put it into a file with file_write.");
+        return -EINVAL;
+}
+
 int command_check_env(const char *argument, const json_t *env, struct error *err) {
         size_t bytes = 0;
         const char *name;
@@ -62,6 +75,9 @@ int command_check_env(const char *argument, const json_t *env, struct error *err
                                    "run. Set it inside the command instead, for example: export PATH=...; my-command");
                         return -EINVAL;
                 }
+                r = check_variable_size(argument, name, json_string_length(value), err);
+                if (r < 0)
+                        return r;
                 bytes += strlen(name) + json_string_length(value);
         }
         if (bytes <= WIRE_ENV_BYTES_MAX)

@@ -14,7 +14,8 @@
 
 /* Refuses a command that is too long for a shell. */
 int command_check(const char *argument, const char *command, struct error *err);
-/* Refuses names that are none, those that change how a command runs, and too much. Never shows a value. */
+/* Refuses names that are none, those that change how a command runs, values that no program can be given, and too much
+ * in all. Never shows a value. */
 int command_check_env(const char *argument, const json_t *env, struct error *err);
 /* Refuses a name that no variable can have. */
 int command_check_name(const char *argument, const char *name, struct error *err);

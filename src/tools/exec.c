@@ -51,13 +51,16 @@ static int read_args(const json_t *given, struct agent_exec_args *ret, bool *ret
 }
 
 /* How to go on with a command that has become a job. */
-static int put_next(json_t *v, uint64_t job_id, const struct command_text *text) {
+static int put_next(json_t *v, uint64_t job_id, int64_t timeout_ms, const struct command_text *text) {
+        int64_t secs = timeout_ms / MSEC_PER_SEC;
+        _cleanup_free_ char *limit =
+                secs > 0 ? str_printf(" It is killed %" PRId64 " s after its start.", secs) : strdup("");
         _cleanup_free_ char *next =
                 str_printf("The command runs on as job %" PRIu64 ". Wait for its end and the rest of its output with "
                            "exec_background: action \"poll\", job_id %" PRIu64 ", wait_secs 45, stdout_offset %" PRIu64
-                           ", stderr_offset %" PRIu64 "; action \"kill\" ends it.",
-                           job_id, job_id, text->out.next, text->err.next);
-        if (!next)
+                           ", stderr_offset %" PRIu64 "; action \"kill\" ends it.%s",
+                           job_id, job_id, text->out.next, text->err.next, limit ? limit : "");
+        if (!limit || !next)
                 return -ENOMEM;
         int r = json_put(v, "stdout_offset", json_integer((json_int_t) text->out.next));
         r |= json_put(v, "stderr_offset", json_integer((json_int_t) text->err.next));
@@ -65,7 +68,7 @@ static int put_next(json_t *v, uint64_t job_id, const struct command_text *text)
         return r < 0 ? -ENOMEM : 0;
 }
 
-static int build_result(const struct agent_exec_result *res, bool strip, json_t **ret) {
+static int build_result(const struct agent_exec_result *res, int64_t timeout_ms, bool strip, json_t **ret) {
         bool running = res->job_id > 0;
         const struct command_form form = {
                 .budget = RESULT_BUDGET, .strip_ansi = strip, .running = running, .out_offset = -1, .err_offset = -1};
@@ -82,7 +85,7 @@ static int build_result(const struct agent_exec_result *res, bool strip, json_t 
         r |= command_put_text(v, &text, res);
         r |= command_put_facts(v, res, running);
         if (running)
-                r |= put_next(v, res->job_id, &text);
+                r |= put_next(v, res->job_id, timeout_ms, &text);
         if (r < 0)
                 return -ENOMEM;
         *ret = TAKE_PTR(v);
@@ -105,7 +108,7 @@ static int exec_run(const struct tool_call *call, struct tool_result *ret, struc
                 return r;
         op_progress(&op, "running the command");
         r = agent_exec(agent, &args, &op, &res, err);
-        return r < 0 ? r : build_result(&res, strip, &ret->value);
+        return r < 0 ? r : build_result(&res, args.timeout_ms, strip, &ret->value);
 }
 
 static const struct tool tools[] = {

@@ -10,6 +10,8 @@
 
 #define FILE_TIMEOUT_MS 120000
 #define READ_DEFAULT (256u * 1024u)     /* bytes, when no limit is given */
+#define READ_MIN 7u                     /* the rest of a character, and a whole one: a smaller read may show nothing */
+#define CHAR_MAX_LEN 4u                 /* bytes of a character of UTF-8 */
 #define WRITE_MAX (16u * 1024u * 1024u) /* bytes of decoded content: a message has no more */
 /* What the rest of a listing's message may take. */
 #define LIST_BUDGET RESULT_BUDGET
@@ -27,9 +29,10 @@ int explain_not_found(int r, const char *path, struct error *err) {
 }
 
 struct read_request {
-        struct agent_read_args args;
+        struct agent_read_args args; /* its limit may be larger than what is asked for */
+        size_t limit;                /* bytes to show */
+        bool limited;                /* the caller gave it */
         bool base64;
-        bool limited; /* the caller said how much he wants */
 };
 
 static int read_request(const struct tool_call *call, struct read_request *ret, struct error *err) {
@@ -57,39 +60,73 @@ static int read_request(const struct tool_call *call, struct read_request *ret, 
         }
         if (line_count > 0 && start_line == 0)
                 start_line = 1;
+        uint64_t shown = limit > 0 ? (uint64_t) limit : READ_DEFAULT;
+        bool base64 = str_eq(encoding, "base64");
+        uint64_t read = MAX(shown, (uint64_t) (base64 ? 1 : READ_MIN));
         *ret = (struct read_request){
                 .args = {.path = path,
                          .offset = offset > 0 ? (uint64_t) offset : 0,
-                         .limit = limit > 0 ? (uint64_t) limit : READ_DEFAULT,
+                         .limit = read,
                          .start_line = (uint64_t) start_line,
                          .line_count = (uint64_t) line_count},
-                .base64 = str_eq(encoding, "base64"),
-                .limited = limit > 0 || line_count > 0,
+                .limit = (size_t) shown,
+                .limited = limit > 0,
+                .base64 = base64,
         };
         return 0;
 }
 
-/* The part of what was read that is shown: whole characters, and no more than a message takes. */
+/* The part of what was read that is shown: whole characters or lines, and no more than a message takes. */
 struct shown {
         const char *start;
         size_t skipped; /* bytes before it that belong to a character before the offset */
         size_t len;
         bool truncated;
+        bool over_budget; /* a message takes less than was asked for */
 };
 
+/* Bytes of the first character; of what is none, enough to see that. */
+static size_t first_character(const char *s, size_t n) {
+        size_t len = 1;
+
+        while (len < MIN(n, (size_t) CHAR_MAX_LEN) && !utf8_valid(s, len))
+                len++;
+        return len;
+}
+
+/* Ends what is cut behind its last line, so that reading on from the next one shows nothing twice. */
+static void end_with_line(struct shown *s) {
+        const char *nl = s->truncated && s->len > 0 ? memrchr(s->start, '\n', s->len) : NULL;
+
+        if (nl)
+                s->len = (size_t) (nl + 1 - s->start);
+}
+
+/* Passes over what belongs to a character before the offset. */
+static void skip_rest_of_character(struct shown *s) {
+        while (s->len > 0 && s->skipped < CHAR_MAX_LEN - 1 && ((unsigned char) *s->start & 0xc0) == 0x80) {
+                s->start++;
+                s->len--;
+                s->skipped++;
+        }
+}
+
 static struct shown choose_text(const struct read_request *rq, const struct buf *data, bool more) {
-        struct shown s = {.start = data->len > 0 ? data->data : "", .len = data->len, .truncated = more};
+        struct shown s = {.start = data->len > 0 ? data->data : "", .len = data->len};
 
         if (rq->args.offset > 0)
-                while (s.len > 0 && s.skipped < 3 && ((unsigned char) *s.start & 0xc0) == 0x80) {
-                        s.start++;
-                        s.len--;
-                        s.skipped++;
-                }
-        size_t fit = text_fit_head(TEXT_ONCE, s.start, s.len, RESULT_BUDGET);
-        if (fit < s.len)
-                s.truncated = true;
-        s.len = s.truncated ? utf8_floor(s.start, fit) : fit;
+                skip_rest_of_character(&s);
+        size_t room = rq->limit > s.skipped ? rq->limit - s.skipped : 0;
+        size_t all = s.len, want = MIN(all, room);
+        size_t fit = text_fit_head(TEXT_ONCE, s.start, want, RESULT_BUDGET);
+        s.over_budget = fit < want;
+        s.len = more || fit < all ? utf8_floor(s.start, fit) : fit;
+        /* However little is asked for, reading on must lead somewhere. */
+        if (s.len == 0 && all > 0)
+                s.len = first_character(s.start, all);
+        s.truncated = more || s.len < all;
+        if (rq->args.start_line > 0)
+                end_with_line(&s);
         return s;
 }
 
@@ -101,21 +138,32 @@ static size_t count_newlines(const char *s, size_t n) {
         return count;
 }
 
-/* Where to go on, and the note for a caller who set no limit of his own. */
+/* A line that does not fit in one answer can only be read by bytes. */
+static char *long_line_note(uint64_t line, size_t len) {
+        if (line == 1)
+                return str_printf("Line 1 is longer than this answer. To read on, call file_read with offset %zu, "
+                                  "without start_line.",
+                                  len);
+        return str_printf("Line %" PRIu64 " is longer than this answer. Read the rest with offset and limit; head -n "
+                          "%" PRIu64 " FILE | wc -c prints the offset where the line begins.",
+                          line, line - 1);
+}
+
+/* Where to go on, and a note unless what the caller asked for is there in full. */
 static int describe_rest(const struct read_request *rq, const struct shown *s, uint64_t size, struct tool_result *ret) {
         size_t lines = count_newlines(s->start, s->len);
         bool by_line = rq->args.start_line > 0;
         uint64_t next = by_line ? rq->args.start_line + lines : rq->args.offset + s->skipped + s->len;
-        /* A line that does not fit in one answer can only be read by bytes. */
         bool stuck = by_line && lines == 0;
+        bool complete = by_line ? lines == rq->args.line_count : rq->limited && !s->over_budget;
 
         if (!stuck &&
             json_put(ret->meta, by_line ? "next_start_line" : "next_offset", json_integer((json_int_t) next)) < 0)
                 return -ENOMEM;
-        if (rq->limited && !stuck)
+        if (complete && !stuck)
                 return 0;
         ret->note =
-                stuck ? str_printf("Line %" PRIu64 " is longer than one answer: read it with offset and limit.", next)
+                stuck ? long_line_note(next, s->len)
                       : str_printf("This is a part: %zu of the file's %" PRIu64 " bytes. To read on, call file_read "
                                    "with %s %" PRIu64 ".",
                                    s->len, size, by_line ? "start_line" : "offset", next);
@@ -169,6 +217,8 @@ static int show_base64(const struct read_request *rq, const struct buf *data, co
         struct shown s = {.start = data->len > 0 ? data->data : "", .len = data->len, .truncated = res->truncated};
         _cleanup_buf_ struct buf out = BUF_INIT(RESULT_BUDGET);
 
+        if (rq->args.start_line > 0)
+                end_with_line(&s);
         int r = base64_encode(&out, s.start, s.len);
         if (r < 0)
                 return r;

@@ -24,6 +24,7 @@ struct job_call {
         struct agent *agent;
         struct op op;
         uint64_t job_id;
+        json_t *warnings; /* borrowed array of texts */
 };
 
 struct action {
@@ -174,6 +175,16 @@ static int read_job(const struct job_call *jc, const struct poll_request *rq, st
         }
 }
 
+/* An offset that the caller cannot have from a poll of this job. */
+static int warn_past_end(const struct job_call *jc, const char *name, int64_t offset, uint64_t total) {
+        if (offset < 0 || (uint64_t) offset <= total)
+                return 0;
+        _cleanup_free_ char *text =
+                str_printf("%s %" PRId64 " is past the end (%" PRIu64 " bytes); is it of another job or stream?", name,
+                           offset, total);
+        return json_push(jc->warnings, text ? json_string(text) : NULL);
+}
+
 static int run_poll(const struct job_call *jc, json_t *result, struct error *err) {
         _cleanup_(agent_job_clear) struct agent_job job = {0};
         _cleanup_command_text_ struct command_text text = {0};
@@ -198,6 +209,8 @@ static int run_poll(const struct job_call *jc, json_t *result, struct error *err
         r |= command_put_facts(result, &job.result, job.running);
         if (job.pty)
                 r |= json_put(result, "pty", json_true());
+        r |= warn_past_end(jc, "stdout_offset", rq.args.out_offset, job.result.out.total);
+        r |= warn_past_end(jc, "stderr_offset", rq.args.err_offset, job.result.err.total);
         return r < 0 ? -ENOMEM : 0;
 }
 
@@ -267,6 +280,17 @@ static int put_unwritten(json_t *result, uint64_t written, size_t len, bool eof)
         return json_put(result, "next", next ? json_string(next) : NULL);
 }
 
+/* The guest knows that the input is closed, not that the caller may take a job of exec for one of his own. */
+static int explain_closed(int r, struct error *err) {
+        if (r >= 0 || err->code != ERROR_CONFLICT || !strstr(error_message(err), "standard input"))
+                return r;
+        _cleanup_free_ char *first = err->hint ? str_printf("%s ", err->hint) : NULL;
+        error_hint(err,
+                   "%sA command that exec started has no open input; start it with exec_background, action \"start\".",
+                   first ? first : "");
+        return r;
+}
+
 static int run_write(const struct job_call *jc, json_t *result, struct error *err) {
         _cleanup_buf_ struct buf data = BUF_INIT(WIRE_JOB_WRITE_MAX);
         struct job_call waiting = *jc;
@@ -280,7 +304,7 @@ static int run_write(const struct job_call *jc, json_t *result, struct error *er
                                                 &waiting.op, &written, err),
                                 jc->job_id, err);
         if (r < 0)
-                return r;
+                return explain_closed(r, err);
         r = put_job_id(result, jc->job_id);
         r |= json_put(result, "bytes_written", json_integer((json_int_t) written));
         r |= json_put(result, "complete", json_boolean(written >= data.len));
@@ -402,6 +426,7 @@ static int exec_background(const struct tool_call *call, struct tool_result *ret
         if (r < 0)
                 return r;
         jc.agent = agent;
+        jc.warnings = warnings;
         r = a->run(&jc, result, err);
         if (r >= 0 && json_array_size(warnings) > 0)
                 r = json_put(result, "warnings", TAKE_PTR(warnings));

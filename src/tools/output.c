@@ -165,12 +165,15 @@ static int append_cut(struct output *o, uint64_t bytes) {
 
 /* Beginning and end with a line between them that says how much is missing. */
 static int with_cut(struct span head, struct span tail, uint64_t cut, size_t budget, struct output *o) {
-        size_t room = budget > CUT_LINE_COST ? budget - CUT_LINE_COST : 0;
-        size_t head_keep = text_fit_head(TEXT_TWICE, head.data, head.len, room / 2);
+        const size_t costs[2] = {text_cost(TEXT_TWICE, head.data, head.len),
+                                 text_cost(TEXT_TWICE, tail.data, tail.len)};
+        size_t rooms[2];
+        output_share(budget > CUT_LINE_COST ? budget - CUT_LINE_COST : 0, costs, ARRAY_SIZE(costs), rooms);
+        size_t head_keep = text_fit_head(TEXT_TWICE, head.data, head.len, rooms[0]);
         /* Where something is missing between the two, a character may have been torn. */
         head_keep = utf8_floor(head.data, head_keep);
         size_t torn = split_character(tail.data, tail.len);
-        size_t tail_keep = text_fit_tail(TEXT_TWICE, tail.data + torn, tail.len - torn, room / 2);
+        size_t tail_keep = text_fit_tail(TEXT_TWICE, tail.data + torn, tail.len - torn, rooms[1]);
 
         int r = append_clean(o, head.data, head_keep);
         if (r == 0)
@@ -223,6 +226,10 @@ static int write_from(const struct agent_output *c, uint64_t offset, const struc
         bool more = c->total > offset && c->total - offset > head.len + c->cut + tail.len;
         size_t head_cost = text_cost(TEXT_TWICE, head.data, head.len), used = 0;
 
+        if (offset > c->total) {
+                o->next = c->total;
+                return 0;
+        }
         if (c->cut == 0 || head_cost > form->budget) {
                 int r = append_beginning(o, head, form, form->open, more || c->cut > 0, form->budget, &used);
                 o->next = offset + used;

@@ -48,7 +48,8 @@ struct output_form {
  *
  * output_whole(): of the output from its beginning; what is too long loses its middle.
  * output_from(): of what was read from an offset on. What is too long loses its end, and `next` stands before it, so
- * that a reader who goes on from there misses nothing but what the guest itself has dropped.
+ * that a reader who goes on from there misses nothing but what the guest itself has dropped. An offset past the end
+ * gives nothing, and `next` is the end.
  */
 int output_whole(const struct agent_output *c, const struct output_form *form, struct output *ret);
 int output_from(const struct agent_output *c, uint64_t offset, const struct output_form *form, struct output *ret);

@@ -35,6 +35,7 @@ struct parallel {
         struct op op;
         struct task *tasks;
         size_t n;
+        bool strip_ansi;
         int64_t began_ns;
 
         pthread_mutex_t lock; /* guards done */
@@ -75,6 +76,8 @@ static int read_commands(struct parallel *p, struct error *err) {
         struct agent_exec_args common;
 
         int r = command_read_args(p->call->args, &common, err);
+        if (r >= 0)
+                r = json_opt_bool(p->call->args, "strip_ansi", &p->strip_ansi, err);
         if (r < 0)
                 return r;
         if (n != 1 && n != p->n) {
@@ -188,7 +191,8 @@ static json_t *error_text(const struct error *err) {
 
 static json_t *entry(const struct parallel *p, size_t i, size_t budget) {
         const struct task *t = &p->tasks[i];
-        const struct command_form form = {.budget = budget, .out_offset = -1, .err_offset = -1};
+        const struct command_form form = {
+                .budget = budget, .strip_ansi = p->strip_ansi, .out_offset = -1, .err_offset = -1};
         _cleanup_command_text_ struct command_text text = {0};
         _cleanup_json_ json_t *v = json_object();
         bool failed = error_is_set(&t->err);

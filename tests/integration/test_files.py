@@ -60,6 +60,75 @@ def test_reading_parts(shared_client, workspace):
     assert by_bytes.startswith("2\n3\n")
 
 
+def read_raw(client, ws, path, **options):
+    """The text, the second item or None, and what _meta says."""
+    result = client.call_raw("file_read", workspace_id=ws, path=path, **options)
+    texts = [c["text"] for c in result["content"]] + [None]
+    return texts[0], texts[1], result["_meta"]
+
+
+@pytest.mark.parametrize("options", [{"line_count": 90_000}, {"start_line": 1}, {"start_line": 1, "limit": 5000}])
+def test_reading_on_by_lines_shows_nothing_twice(shared_client, workspace, options):
+    count = 2000 if "limit" in options else 100_000
+    shared_client.call("exec", workspace_id=workspace, command=f"seq 1 {count} > /tmp/lines")
+    text, note, meta = read_raw(shared_client, workspace, "/tmp/lines", **options)
+    assert "start_line" in note and str(meta["next_start_line"]) in note
+    while "next_start_line" in meta:
+        assert text.endswith("\n")
+        more, _, meta = read_raw(shared_client, workspace, "/tmp/lines",
+                                 **{**options, "start_line": meta["next_start_line"]})
+        text += more
+    assert text == "".join(f"{i}\n" for i in range(1, count + 1))
+
+
+def test_no_note_when_all_that_was_asked_for_is_there(shared_client, workspace):
+    shared_client.call("exec", workspace_id=workspace, command="seq 1 1000 > /tmp/thousand")
+    for options in ({"line_count": 7}, {"limit": 100}, {"offset": 5, "limit": 100}):
+        _, note, meta = read_raw(shared_client, workspace, "/tmp/thousand", **options)
+        assert note is None and meta["truncated"] is True
+
+
+def test_a_read_of_one_byte_gets_on_through_characters(shared_client, workspace):
+    content = "aé€😀z"
+    shared_client.call("file_write", workspace_id=workspace, path="/tmp/chars", content=content)
+    text, at = "", 0
+    while at is not None:
+        piece, _, meta = read_raw(shared_client, workspace, "/tmp/chars", offset=at, limit=1)
+        text, before, at = text + piece, at, meta.get("next_offset")
+        assert at is None or at > before
+    assert text == content
+    assert read_raw(shared_client, workspace, "/tmp/chars", offset=2, limit=1)[2]["next_offset"] > 2
+
+
+def test_a_variable_that_no_program_can_be_given(shared_client, workspace):
+    room = 128 * 1024 - len("BIG=") - 1
+    result = shared_client.call("exec", workspace_id=workspace, command="echo ${#BIG}", env={"BIG": "v" * room})
+    assert result["stdout"] == f"{room}\n"
+    with pytest.raises(ToolError) as caught:
+        shared_client.call("exec", workspace_id=workspace, command="true", env={"BIG": "v" * (room + 1)})
+    assert caught.value.code == "invalid_argument" and "BIG" in caught.value.text and "file_write" in caught.value.text
+
+
+def test_the_input_of_a_command_of_exec_is_closed(shared_client, workspace):
+    yielded = shared_client.call("exec", workspace_id=workspace, command="sleep 60", yield_secs=1, timeout_secs=90)
+    assert "It is killed 90 s after its start." in yielded["next"]
+    with pytest.raises(ToolError) as caught:
+        shared_client.call("exec_background", workspace_id=workspace, action="write", job_id=yielded["job_id"], data="x")
+    assert caught.value.code == "conflict" and "exec started has no open input" in caught.value.text
+    shared_client.call("exec_background", workspace_id=workspace, action="kill", job_id=yielded["job_id"])
+
+
+def test_a_poll_from_past_the_end(shared_client, workspace):
+    started = shared_client.call("exec_background", workspace_id=workspace, action="start", command="echo one; sleep 60")
+    job = {"workspace_id": workspace, "job_id": started["job_id"]}
+    first = shared_client.call("exec_background", action="poll", wait_secs=20, stdout_offset=0, **job)
+    assert first["stdout"] == "one\n"
+    news = shared_client.call("exec_background", action="poll", stdout_offset=4000, stderr_offset=0, **job)
+    assert (news["stdout"], news["stdout_offset"], news["stderr_offset"]) == ("", 4, 0)
+    assert news["warnings"] == ["stdout_offset 4000 is past the end (4 bytes); is it of another job or stream?"]
+    shared_client.call("exec_background", action="kill", **job)
+
+
 def test_an_edit_changes_the_first_place_only_unless_told(shared_client, workspace):
     def edit(**options):
         return shared_client.call("file_edit", workspace_id=workspace, path="/tmp/e.py", **options)

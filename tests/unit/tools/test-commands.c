@@ -22,6 +22,7 @@ struct reading {
         const char *text;
         bool running;
         int64_t want_offset; /* what must be asked for */
+        uint64_t total;      /* 0: what was asked for and the text */
 };
 
 static struct agent the_agent;
@@ -32,6 +33,7 @@ static const struct reading *readings;
 static size_t n_readings;
 static uint64_t written_by_guest;
 static const char *not_running;
+static const char *conflict; /* of a write */
 
 int ws_agent(struct core *core, const char *ref, const struct op *op, struct agent **ret, struct error *err) {
         if (str_eq(ref, not_running))
@@ -107,7 +109,9 @@ int agent_job_read(struct agent *a, const struct agent_job_read_args *args, cons
                 .running = readings->running,
                 .result = {.exit_code = readings->running ? 0 : 5,
                            .out = {.head = text_buf(readings->text),
-                                   .total = (uint64_t) MAX(args->out_offset, (int64_t) 0) + strlen(readings->text)}}};
+                                   .total = readings->total ? readings->total
+                                                            : (uint64_t) MAX(args->out_offset, (int64_t) 0) +
+                                                                      strlen(readings->text)}}};
         readings++;
         n_readings--;
         return 0;
@@ -115,6 +119,11 @@ int agent_job_read(struct agent *a, const struct agent_job_read_args *args, cons
 
 int agent_job_write(struct agent *a, uint64_t job_id, const void *data, size_t n, bool eof, int64_t wait_ms,
                     const struct op *op, uint64_t *ret_written, struct error *err) {
+        if (conflict) {
+                error_set(err, ERROR_CONFLICT, "%s", conflict);
+                error_hint(err, "What the guest says.");
+                return -EBUSY;
+        }
         *ret_written = MIN((uint64_t) n, written_by_guest);
         return 0;
 }
@@ -214,6 +223,16 @@ static void test_the_result_of_an_exec_that_yielded(void) {
         CHECK(next && strstr(next, "job_id 12") && strstr(next, "stdout_offset 4"));
 }
 
+static void test_an_exec_that_yielded_says_when_it_is_killed(void) {
+        exec_job_id = 12;
+        _cleanup_json_ json_t *limited = call(&exec_tools, EXEC_ARGS ",\"timeout_secs\":120,\"yield_secs\":1}", NULL);
+        _cleanup_json_ json_t *unlimited = call(&exec_tools, EXEC_ARGS "}", NULL);
+        exec_job_id = 0;
+
+        CHECK(get(limited, "next") && strstr(get(limited, "next"), "It is killed 120 s after its start."));
+        CHECK(get(unlimited, "next") && !strstr(get(unlimited, "next"), "killed"));
+}
+
 static json_t *poll_job(const char *more, const struct reading *script, size_t n) {
         _cleanup_free_ char *args = str_printf("{\"action\":\"poll\",\"job_id\":3%s}", more);
 
@@ -233,6 +252,21 @@ static void test_a_poll(void) {
         CHECK_STR(get(ended, "stdout"), "\xef\xbf\xbd");
         CHECK_INT(number(ended, "stdout_invalid_bytes"), 1);
         CHECK_INT(number(ended, "stdout_offset"), 1);
+}
+
+static void test_a_poll_from_past_the_end(void) {
+        static const struct reading script = {"", true, 4000, 4};
+        _cleanup_json_ json_t *v = poll_job(",\"stdout_offset\":4000,\"stderr_offset\":1,\"wait_secs\":20", &script, 1);
+        const json_t *warnings = json_object_get(v, "warnings");
+
+        CHECK_STR(get(v, "stdout"), "");
+        CHECK_INT(number(v, "stdout_offset"), 4);
+        CHECK_INT(number(v, "stderr_offset"), 0);
+        CHECK_INT(json_array_size(warnings), 2);
+        CHECK_STR(json_string_value(json_array_get(warnings, 0)),
+                  "stdout_offset 4000 is past the end (4 bytes); is it of another job or stream?");
+        CHECK_STR(json_string_value(json_array_get(warnings, 1)),
+                  "stderr_offset 1 is past the end (0 bytes); is it of another job or stream?");
 }
 
 #define FROM_10 ",\"stdout_offset\":10,\"stderr_offset\":0,\"wait_secs\":20"
@@ -299,6 +333,19 @@ static void test_a_write_that_is_not_complete_says_how_to_go_on(void) {
         CHECK(json_is_true(json_object_get(all, "complete")) && !json_object_get(all, "next"));
 }
 
+static void test_a_write_to_a_closed_input_names_exec(void) {
+        _cleanup_error_ struct error closed = ERROR_INIT, ended = ERROR_INIT;
+
+        conflict = "The standard input of job 3 is closed";
+        CHECK(!call(&job_tools, "{\"action\":\"write\",\"job_id\":3,\"data\":\"x\"}", &closed));
+        conflict = "Job 3 has ended";
+        CHECK(!call(&job_tools, "{\"action\":\"write\",\"job_id\":3,\"data\":\"x\"}", &ended));
+        conflict = NULL;
+        CHECK(closed.hint && strstr(closed.hint, "What the guest says.") &&
+              strstr(closed.hint, "exec started has no open input"));
+        CHECK_STR(ended.hint, "What the guest says.");
+}
+
 static void test_what_an_action_has_no_use_for_is_named(void) {
         _cleanup_json_ json_t *v =
                 call(&job_tools, "{\"action\":\"start\",\"command\":\"x\",\"signal\":9,\"cols\":80}", NULL);
@@ -322,6 +369,24 @@ static void test_an_unknown_job_is_named(void) {
 }
 
 static void test_variables(void) {
+        static const struct {
+                size_t value;
+                bool fits;
+        } rows[] = {{131072 - strlen("BIG=") - 1, true}, {131072 - strlen("BIG="), false}};
+
+        for (size_t i = 0; i < ARRAY_SIZE(rows); i++) {
+                _cleanup_error_ struct error err = ERROR_INIT;
+                _cleanup_free_ char *value = malloc(rows[i].value + 1);
+
+                REQUIRE(value);
+                memset(value, 'v', rows[i].value);
+                value[rows[i].value] = 0;
+                _cleanup_free_ char *args = str_printf("{\"vars\":{\"A\":\"1\",\"BIG\":\"%s\"}}", value);
+                _cleanup_json_ json_t *v = call(&env_tools, args, &err);
+                CHECK_INT(v != NULL, rows[i].fits);
+                CHECK(v || (strstr(err.message, "variable BIG") && strstr(err.message, "131072") &&
+                            strstr(err.hint, "file_write") && !strstr(err.message, "vvv")));
+        }
         _cleanup_json_ json_t *v = call(&env_tools, "{\"vars\":{\"A\":\"1\",\"B\":\"2\"},\"unset\":[\"C\"]}", NULL);
 
         CHECK_INT(number(v, "count"), 2);
@@ -353,6 +418,18 @@ static void test_results_in_parallel(void) {
         _cleanup_json_ json_t *late = call(&parallel_tools, PARALLEL("\"late\""), NULL);
         CHECK_INT(number(json_object_get(late, "summary"), "timed_out"), 3);
         CHECK_INT(number(json_object_get(late, "summary"), "failed"), 3);
+}
+
+static void test_sequences_are_stripped_in_parallel(void) {
+        exec_prints = "\x1b[1mred\x1b[0m";
+        _cleanup_json_ json_t *as_is = call(&parallel_tools, PARALLEL("\"true\""), NULL);
+        _cleanup_json_ json_t *plain = call(
+                &parallel_tools,
+                "{\"commands\":[\"true\"],\"timeout_secs\":9,\"max_output_bytes\":1000,\"strip_ansi\":true}", NULL);
+        exec_prints = NULL;
+
+        CHECK_STR(get(json_array_get(json_object_get(as_is, "results"), 0), "stdout"), "\x1b[1mred\x1b[0m");
+        CHECK_STR(get(json_array_get(json_object_get(plain, "results"), 2), "stdout"), "red");
 }
 
 static void test_none_starts_if_one_is_not_running(void) {
@@ -396,15 +473,19 @@ static void test_progress_and_cancel(void) {
 int main(void) {
         RUN(test_when_an_exec_yields);
         RUN(test_the_result_of_an_exec_that_yielded);
+        RUN(test_an_exec_that_yielded_says_when_it_is_killed);
         RUN(test_a_poll);
+        RUN(test_a_poll_from_past_the_end);
         RUN(test_a_poll_waits_for_the_rest_of_a_character);
         RUN(test_a_poll_does_not_wait_for_ever);
         RUN(test_the_other_actions);
         RUN(test_a_write_that_is_not_complete_says_how_to_go_on);
+        RUN(test_a_write_to_a_closed_input_names_exec);
         RUN(test_what_an_action_has_no_use_for_is_named);
         RUN(test_an_unknown_job_is_named);
         RUN(test_variables);
         RUN(test_results_in_parallel);
+        RUN(test_sequences_are_stripped_in_parallel);
         RUN(test_none_starts_if_one_is_not_running);
         RUN(test_progress_and_cancel);
         return tap_done();

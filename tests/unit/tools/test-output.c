@@ -109,6 +109,16 @@ static void test_the_cut_is_marked(void) {
         CHECK(o.cut && o.invalid == 0 && o.next == 1012);
 }
 
+static void test_what_is_cut_is_not_cut_again_when_it_fits(void) {
+        /* Newlines cost more than letters, so the two halves differ. */
+        _cleanup_source_ struct agent_output c = output_of("1\n2\n3\n4\n5\n", 10, "abcdefghij", 10, 80, 100);
+        const struct output_form exact = {.budget = output_cost(&c)};
+        _cleanup_output_ struct output o = {0};
+
+        CHECK_INT(output_whole(&c, &exact, &o), 0);
+        CHECK_STR(o.text.data, "1\n2\n3\n4\n5\n[... 80 bytes cut ...]\nabcdefghij");
+}
+
 static void test_binary_is_counted(void) {
         _cleanup_source_ struct agent_output c = output_of("a\0b\xff", 4, "", 0, 0, 4);
         _cleanup_output_ struct output o = {0};
@@ -285,6 +295,7 @@ int main(void) {
         RUN(test_fit);
         RUN(test_small_outputs_come_whole);
         RUN(test_the_cut_is_marked);
+        RUN(test_what_is_cut_is_not_cut_again_when_it_fits);
         RUN(test_binary_is_counted);
         RUN(test_too_much_for_a_message);
         RUN(test_an_unfinished_character_waits_while_more_may_come);
