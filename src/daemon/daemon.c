@@ -2,6 +2,7 @@
 #include "daemon/daemon.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <poll.h>
 #include <signal.h>
 #include <string.h>
@@ -130,6 +131,10 @@ static int run_server(int signals, int listener, struct engine *engine, struct e
         return r < 0 ? r : 0;
 }
 
+/* Blocks of this many bytes go back to the system when they are freed. What a transfer or a large answer took would
+ * otherwise stay with each thread's heap. */
+#define MALLOC_MMAP_BYTES (64 * 1024)
+
 int daemon_run(const struct config *cfg, struct error *err) {
         _cleanup_engine_ struct engine engine = ENGINE_INIT;
         _cleanup_close_ int signals = -1, listener = -1;
@@ -139,6 +144,7 @@ int daemon_run(const struct config *cfg, struct error *err) {
         if (!socket_path)
                 return -ENOMEM;
         umask(077);
+        (void) mallopt(M_MMAP_THRESHOLD, MALLOC_MMAP_BYTES);
         raise_fd_limit();
         if (log_level_parse(cfg->log_level, &level) >= 0)
                 log_setup(level, STDERR_FILENO);
