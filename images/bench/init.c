@@ -5,7 +5,7 @@
  *
  * With rawport=1 on the kernel's command line it serves the agent's port instead, with nothing but read and write, as
  * cat would: tests/bench compares transfers with that. The host sends 'r' or 'w' and a size (8 bytes, little endian);
- * the guest then reads so many bytes and answers with one byte, or writes so many.
+ * the guest then reads so many bytes into a file in memory and answers with one byte, or writes so many of that file.
  *
  *     gcc -O2 -static -o init init.c
  */
@@ -96,18 +96,37 @@ static void try_disk(void) {
         sync();
 }
 
-/* Moves size bytes in the pieces that cat uses. */
-static int move(int port, char direction, unsigned long long size) {
+/* Moves size bytes as cat would: in pieces of 128 KiB, or what a read gives. */
+static int move(int from, int to, unsigned long long size) {
         static char piece[128 * 1024];
 
         while (size > 0) {
-                size_t want = size < sizeof piece ? (size_t) size : sizeof piece;
-                ssize_t n = direction == 'r' ? read(port, piece, want) : write(port, piece, want);
+                ssize_t n = read(from, piece, size < sizeof piece ? (size_t) size : sizeof piece);
                 if (n <= 0)
                         return -1;
+                for (ssize_t at = 0; at < n;) {
+                        ssize_t k = write(to, piece + at, (size_t) (n - at));
+                        if (k <= 0)
+                                return -1;
+                        at += k;
+                }
                 size -= (unsigned long long) n;
         }
-        return direction == 'r' && write(port, "k", 1) != 1 ? -1 : 0;
+        return 0;
+}
+
+/* One request: 'r' from the port into a file in memory, 'w' from that file to the port. */
+static int serve_request(int port, char direction, unsigned long long size) {
+        int result = -1, file = open("/moved", O_RDWR | O_CREAT | O_CLOEXEC | (direction == 'r' ? O_TRUNC : 0), 0600);
+
+        if (file < 0)
+                return -1;
+        if (direction == 'w')
+                result = move(file, port, size);
+        else if (move(port, file, size) == 0 && write(port, "k", 1) == 1)
+                result = 0;
+        close(file);
+        return result;
 }
 
 static int read_request(int port, char *direction, unsigned long long *size) {
@@ -139,7 +158,7 @@ static void serve_port(void) {
                         usleep(1000);
         }
         say("PORT");
-        while (port >= 0 && read_request(port, &direction, &size) == 0 && move(port, direction, size) == 0)
+        while (port >= 0 && read_request(port, &direction, &size) == 0 && serve_request(port, direction, size) == 0)
                 continue;
         say("ERROR the port: %s", strerror(errno));
 }

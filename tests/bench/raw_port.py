@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent's virtio port gives when nothing but read(2) and write(2) works on it in the guest.
+"""What the agent's virtio port gives to `cat` in the guest: read(2) and write(2) between it and a file in memory.
 
 The machine is the one of a workspace (its own command line, read from the running process), with the program of
 images/bench/init.c in place of the agent and without a disk. See there for what goes over the port.
@@ -84,6 +84,7 @@ class RawPort:
         return time.perf_counter() - began
 
     def download(self, size):
+        """The beginning of what was uploaded last."""
         began = time.perf_counter()
         self.sock.sendall(struct.pack("<cQ", b"w", size))
         while size > 0:
