@@ -108,7 +108,7 @@ static void test_names(void) {
 
 static void test_a_folder_behind_a_link(void) {
         _cleanup_beneath_ struct beneath alias = BENEATH_INIT;
-        char text[512];
+        char text[1024];
 
         snprintf(text, sizeof(text), "%s//", in_top("alias"));
         REQUIRE(beneath_open(text, &alias, NULL) == 0);
