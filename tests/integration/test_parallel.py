@@ -39,10 +39,10 @@ def test_a_command_each_and_one_that_fails(shared_client, three):
 
 
 def test_they_run_at_the_same_time(shared_client, three):
-    # Each waits for the others: one after the other would never end.
     result = shared_client.call("exec_parallel", workspace_ids=three, commands="sleep 5", timeout_secs=60)
+    # One after the other, they would take the sum of their times at least, on a machine of any speed.
     elapsed = result["summary"]["elapsed_ms"]
-    assert 5000 <= elapsed < 14000
+    assert 5000 <= elapsed < sum(r["duration_ms"] for r in result["results"])
 
 
 def test_all_are_checked_before_any_starts(shared_client, three):
