@@ -68,9 +68,13 @@ static void test_priority(void) {
 }
 
 int main(void) {
+        if (geteuid() != 0) {
+                printf("1..0 # SKIP only root can mount\n");
+                return 0;
+        }
         if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) {
-                printf("# no mount namespace for us: all is left out\n");
-                return tap_done();
+                printf("Bail out! no mounts of our own: %s\n", strerror(errno));
+                return 1;
         }
         fixture_begin();
         RUN(test_a_full_file_system);
