@@ -77,6 +77,15 @@ int write_full(int fd, const void *data, size_t n, const struct op *op) {
         return 0;
 }
 
+int fsync_folder_of(const char *path) {
+        const char *slash = strrchr(path, '/');
+        _cleanup_free_ char *folder = slash ? strndup(path, MAX((size_t) (slash - path), (size_t) 1)) : strdup(".");
+        if (!folder)
+                return -ENOMEM;
+        _cleanup_close_ int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        return fd < 0 || fsync(fd) < 0 ? -errno : 0;
+}
+
 /*
  * The address of a path of any length. One that does not fit is reached through its folder's fd in /proc, so that no
  * limit of 107 bytes shows anywhere else; the folder stays open in *ret_dir as long as the address is used.
@@ -178,6 +187,26 @@ int unix_connect(const char *path, const struct op *op) {
                         return r;
         }
         return TAKE_FD(fd);
+}
+
+ssize_t send_with_fd(int sock, const void *data, size_t n, int fd) {
+        union {
+                char bytes[CMSG_SPACE(sizeof(int))];
+                struct cmsghdr align;
+        } control = {{0}};
+        struct iovec iov = {.iov_base = (void *) (uintptr_t) data, .iov_len = n};
+        struct msghdr message = {
+                .msg_iov = &iov,
+                .msg_iovlen = 1,
+                .msg_control = control.bytes,
+                .msg_controllen = sizeof(control.bytes),
+        };
+        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+
+        *c = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+        memcpy(CMSG_DATA(c), &fd, sizeof(fd));
+        ssize_t sent = sendmsg(sock, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        return sent < 0 ? -errno : sent;
 }
 
 int unix_peer(int fd, pid_t *ret_pid, uid_t *ret_uid) {

@@ -193,6 +193,46 @@ static void test_long_paths(void) {
         CHECK_INT(unix_listen("", 1), -EINVAL);
 }
 
+static void test_a_descriptor_travels(void) {
+        int pair[2], pipe_fds[2], got = -1;
+        char text[8] = "";
+        union {
+                char bytes[CMSG_SPACE(sizeof(int))];
+                struct cmsghdr align;
+        } control;
+        struct iovec iov = {.iov_base = text, .iov_len = sizeof(text)};
+        struct msghdr message = {
+                .msg_iov = &iov,
+                .msg_iovlen = 1,
+                .msg_control = control.bytes,
+                .msg_controllen = sizeof(control.bytes),
+        };
+
+        REQUIRE(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0 && pipe2(pipe_fds, O_CLOEXEC) == 0);
+        CHECK_INT(send_with_fd(pair[0], "abc", 3, pipe_fds[1]), 3);
+        close_fd(pipe_fds[1]); /* what was sent is a copy */
+        CHECK_INT(recvmsg(pair[1], &message, MSG_CMSG_CLOEXEC), 3);
+        const struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        REQUIRE(c && c->cmsg_type == SCM_RIGHTS);
+        memcpy(&got, CMSG_DATA(c), sizeof(got));
+        CHECK(write(got, "x", 1) == 1 && read(pipe_fds[0], text, 1) == 1 && text[0] == 'x');
+        close_fd(got);
+        close_fd(pipe_fds[0]);
+        CHECK_INT(send_with_fd(pair[0], "abc", 3, -1), -EBADF);
+        close_fd(pair[1]);
+        CHECK_INT(send_with_fd(pair[0], "abc", 3, 0), -EPIPE); /* without a signal */
+        close_fd(pair[0]);
+}
+
+static void test_folders_are_synced(void) {
+        _cleanup_free_ char *path = in_dir("any");
+
+        CHECK_INT(fsync_folder_of(path), 0); /* the file itself need not be there */
+        CHECK_INT(fsync_folder_of("any"), 0);
+        CHECK_INT(fsync_folder_of("/any"), 0);
+        CHECK_INT(fsync_folder_of("/nowhere/any"), -ENOENT);
+}
+
 static void *accept_later(void *arg) {
         struct op pause = op_timeout(40);
         int *fd = arg;
@@ -238,6 +278,8 @@ int main(void) {
         RUN(test_listen_and_connect);
         RUN(test_long_paths);
         RUN(test_full_backlog);
+        RUN(test_a_descriptor_travels);
+        RUN(test_folders_are_synced);
         rm_rf(dir);
         return tap_done();
 }
