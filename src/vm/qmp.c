@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vm/qmp.h"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -22,6 +23,12 @@ struct call {
         struct call *next;
 };
 
+/* A descriptor (owned) that goes with one byte of what is written. */
+struct passenger {
+        uint64_t at; /* that byte's place in all that was ever queued */
+        int fd;
+};
+
 struct qmp {
         unsigned refs; /* atomic */
         struct qmp_callbacks cb;
@@ -32,6 +39,9 @@ struct qmp {
         pthread_mutex_t lock; /* guards all below */
         pthread_cond_t changed;
         struct buf out;
+        uint64_t written; /* bytes, in all; out begins with the next one */
+        struct passenger passengers[QMP_FDS_MAX];
+        size_t n_passengers;
         struct call *calls;
         int64_t last_id;
         bool greeted, lost, closing;
@@ -111,27 +121,60 @@ static const char *read_some(struct qmp *q) {
         return take_lines(q);
 }
 
+/* Sends up to the next byte with a passenger, or from it on. Lock held. */
+static ssize_t send_some(struct qmp *q) {
+        const struct passenger *p = q->passengers;
+        size_t n = q->out.len, left = q->n_passengers;
+        int fd = -1;
+
+        if (left > 0 && p->at == q->written) {
+                fd = p->fd;
+                p++;
+                left--;
+        }
+        if (left > 0)
+                n = MIN(n, (size_t) (p->at - q->written));
+        if (fd >= 0)
+                return send_with_fd(q->fd, q->out.data, n, fd);
+        ssize_t sent = send(q->fd, q->out.data, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+        return sent < 0 ? -errno : sent;
+}
+
+/* Lock held; n > 0. */
+static void sent_some(struct qmp *q, size_t n) {
+        if (q->n_passengers > 0 && q->passengers[0].at == q->written) {
+                close_fd(q->passengers[0].fd);
+                memmove(q->passengers, q->passengers + 1, --q->n_passengers * sizeof(*q->passengers));
+        }
+        q->written += n;
+        buf_consume(&q->out, n);
+}
+
 static const char *write_some(struct qmp *q) {
         LOCK(&q->lock);
 
         while (q->out.len > 0) {
-                ssize_t n = send(q->fd, q->out.data, q->out.len, MSG_DONTWAIT | MSG_NOSIGNAL);
-                if (n < 0 && (errno == EAGAIN || errno == EINTR))
+                ssize_t n = send_some(q);
+                if (n == -EAGAIN || n == -EINTR)
                         return NULL;
                 if (n < 0)
                         return "it could not be written to";
-                buf_consume(&q->out, (size_t) n);
+                sent_some(q, (size_t) n);
         }
         return NULL;
 }
 
 static void end(struct qmp *q, const char *why) {
-        LOCK(&q->lock);
+        {
+                LOCK(&q->lock);
 
-        q->lost = true;
-        q->lost_why = why;
-        q->fd = close_fd(q->fd); /* at once: QEMU takes the next client only then */
-        pthread_cond_broadcast(&q->changed);
+                q->lost = true;
+                q->lost_why = why;
+                q->fd = close_fd(q->fd); /* at once: QEMU takes the next client only then */
+                pthread_cond_broadcast(&q->changed);
+        }
+        if (q->cb.lost)
+                q->cb.lost(q->cb.arg);
 }
 
 /* What is to be polled for on the socket; -1: the client is being closed. */
@@ -185,19 +228,34 @@ static int wait_error(int r, const char *why, const char *doing, struct error *e
         return error_set_errno(err, r, "Cannot ask QEMU for %s", doing);
 }
 
-/* Queues a command's line and enters the call. Lock held. */
-static int queue_call(struct qmp *q, struct call *c, json_t *command) {
+/* Lock held. A copy, because the caller may give up before it is sent. */
+static int queue_passenger(struct qmp *q, int fd) {
+        if (q->n_passengers == QMP_FDS_MAX)
+                return -ENOBUFS;
+        int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        if (copy < 0)
+                return -errno;
+        q->passengers[q->n_passengers++] = (struct passenger){.at = q->written + q->out.len, .fd = copy};
+        return 0;
+}
+
+/* Queues a command's line and enters the call; fd (-1: none) goes with it. Lock held. */
+static int queue_call(struct qmp *q, struct call *c, json_t *command, int fd) {
         if (q->lost)
                 return -ENOTCONN;
         c->id = ++q->last_id;
-        size_t before = q->out.len;
+        const size_t before = q->out.len, passengers = q->n_passengers;
         int r = json_put(command, "id", json_integer(c->id));
+        if (r >= 0 && fd >= 0)
+                r = queue_passenger(q, fd);
         if (r >= 0)
                 r = json_write(command, &q->out);
         if (r >= 0)
                 r = buf_append_byte(&q->out, '\n');
         if (r < 0) {
                 buf_truncate(&q->out, before);
+                if (q->n_passengers > passengers)
+                        close_fd(q->passengers[--q->n_passengers].fd);
                 return r;
         }
         c->next = q->calls;
@@ -216,13 +274,13 @@ static void forget_call(struct qmp *q, struct call *c) {
 }
 
 /* Sends a command and waits; the reply is owned by the caller. *ret_why is set with -ENOTCONN. */
-static int exchange(struct qmp *q, json_t *command, const struct op *op, json_t **ret, const char **ret_why) {
+static int exchange(struct qmp *q, json_t *command, int fd, const struct op *op, json_t **ret, const char **ret_why) {
         struct cond_waiter w;
         struct call c = {0};
 
         cond_waiter_begin(&w, &q->lock, &q->changed, op);
         pthread_mutex_lock(&q->lock);
-        int r = queue_call(q, &c, command);
+        int r = queue_call(q, &c, command, fd);
         if (r >= 0) {
                 while (r >= 0 && !c.reply)
                         r = q->lost ? -ENOTCONN : cond_waiter_sleep(&w);
@@ -239,28 +297,40 @@ static int exchange(struct qmp *q, json_t *command, const struct op *op, json_t 
         return r;
 }
 
-int qmp_call(struct qmp *q, const char *command, json_t *arguments, const struct op *op, json_t **ret,
-             struct error *err) {
+/* What an error reply says, as our error. */
+static int refused(const char *command, const json_t *reply, struct error *err) {
+        const json_t *e = json_object_get(reply, "error");
+        const char *text = NULL, *class = NULL;
+
+        (void) json_get_str(e, "desc", &text, NULL);
+        (void) json_get_str(e, "class", &class, NULL);
+        text = text ? text : "no reason given";
+        return error_set(err, str_eq(class, "CommandNotFound") ? ERROR_UNSUPPORTED : ERROR_INTERNAL,
+                         "QEMU refused %s: %.*s", command,
+                         (int) utf8_floor(text, MIN(strlen(text), (size_t) QMP_TEXT_MAX)), text);
+}
+
+int qmp_call_with_fd(struct qmp *q, const char *command, json_t *arguments, int fd, const struct op *op, json_t **ret,
+                     struct error *err) {
         _cleanup_json_ json_t *message = json_pack("{s:s, s:O*}", "execute", command, "arguments", arguments);
         _cleanup_json_ json_t *reply = NULL;
         const char *why = NULL;
 
-        int r = message ? exchange(q, message, op, &reply, &why) : -ENOMEM;
+        int r = message ? exchange(q, message, fd, op, &reply, &why) : -ENOMEM;
         if (r < 0)
                 return wait_error(r, why, command, err);
 
         json_t *value = json_object_get(reply, "return");
-        if (!value) {
-                const char *text = NULL;
-
-                (void) json_get_str(json_object_get(reply, "error"), "desc", &text, NULL);
-                text = text ? text : "no reason given";
-                return error_set(err, ERROR_INTERNAL, "QEMU refused %s: %.*s", command,
-                                 (int) utf8_floor(text, MIN(strlen(text), (size_t) QMP_TEXT_MAX)), text);
-        }
+        if (!value)
+                return refused(command, reply, err);
         if (ret)
                 *ret = json_incref(value);
         return 0;
+}
+
+int qmp_call(struct qmp *q, const char *command, json_t *arguments, const struct op *op, json_t **ret,
+             struct error *err) {
+        return qmp_call_with_fd(q, command, arguments, -1, op, ret, err);
 }
 
 static int wait_greeting(struct qmp *q, const struct op *op, struct error *err) {
@@ -278,6 +348,8 @@ static int wait_greeting(struct qmp *q, const struct op *op, struct error *err) 
 }
 
 static void destroy(struct qmp *q) {
+        while (q->n_passengers > 0)
+                close_fd(q->passengers[--q->n_passengers].fd);
         close_fd(q->fd);
         close_fd(q->wake_fd);
         buf_free(&q->in);

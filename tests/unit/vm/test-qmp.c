@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The QMP client against a QEMU that is played by the test. */
+#include <fcntl.h>
 #include <stdarg.h>
 #include <sys/socket.h>
 
@@ -197,6 +198,128 @@ static void test_an_error_reply_has_qemus_words(void) {
         server_end(&s);
 }
 
+static void play_unknown(struct server *s) {
+        _cleanup_free_ char *name = NULL;
+
+        begin(s);
+        int64_t id = hear(s, &name);
+        sayf(s, "{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"no such command\"}, \"id\": %lld}\n",
+             (long long) id);
+        until_closed(s);
+}
+
+static void test_an_unknown_command_is_told_apart(void) {
+        const struct op op = op_timeout(PATIENCE_MS);
+        _cleanup_error_ struct error e = ERROR_INIT;
+        struct server s;
+        struct qmp *q = NULL;
+
+        REQUIRE(open_client(&s, play_unknown, NULL, &q, NULL) >= 0);
+        CHECK_INT(qmp_call(q, "of-another-version", NULL, &op, NULL, &e), -EOPNOTSUPP);
+        CHECK_INT(e.code, ERROR_UNSUPPORTED);
+        qmp_unref(q);
+        server_end(&s);
+}
+
+/* Reads commands as QEMU does, byte by byte with whatever descriptors come with them, and writes each command's name to
+ * the descriptor that came with it. */
+static void play_take_fds(struct server *s) {
+        const struct op op = op_timeout(PATIENCE_MS);
+        int fd = -1;
+
+        begin(s);
+        for (;;) {
+                char c;
+                union {
+                        char bytes[CMSG_SPACE(sizeof(int))];
+                        struct cmsghdr align;
+                } control;
+                struct iovec iov = {.iov_base = &c, .iov_len = 1};
+                struct msghdr m = {.msg_iov = &iov,
+                                   .msg_iovlen = 1,
+                                   .msg_control = control.bytes,
+                                   .msg_controllen = sizeof(control.bytes)};
+
+                if (wait_fd(s->fd, POLLIN, &op) < 0 || recvmsg(s->fd, &m, MSG_CMSG_CLOEXEC) != 1)
+                        break;
+                const struct cmsghdr *cm = CMSG_FIRSTHDR(&m);
+                if (cm && cm->cmsg_type == SCM_RIGHTS) {
+                        close_fd(fd);
+                        memcpy(&fd, CMSG_DATA(cm), sizeof(fd));
+                }
+                buf_append(&s->in, &c, 1);
+                if (c != '\n')
+                        continue;
+                _cleanup_json_ json_t *command = json_loadb(s->in.data, s->in.len, 0, NULL);
+                const char *name = json_string_value(json_object_get(command, "execute"));
+                if (fd >= 0)
+                        CHECK(write(fd, name, strlen(name)) == (ssize_t) strlen(name));
+                fd = close_fd(fd);
+                sayf(s, "{\"return\": {}, \"id\": %lld}\r\n",
+                     (long long) json_integer_value(json_object_get(command, "id")));
+                buf_clear(&s->in);
+        }
+        close_fd(fd);
+}
+
+#define PASSES 20
+
+struct passing {
+        struct qmp *q;
+        int fd; /* -1: a command without one */
+        char command[16];
+        pthread_t thread;
+        int r;
+};
+
+static void *pass(void *arg) {
+        struct passing *p = arg;
+        const struct op op = op_timeout(PATIENCE_MS);
+
+        p->r = p->fd < 0 ? qmp_call(p->q, p->command, NULL, &op, NULL, NULL)
+                         : qmp_call_with_fd(p->q, p->command, NULL, p->fd, &op, NULL, NULL);
+        return NULL;
+}
+
+static void test_descriptors_go_with_their_commands(void) {
+        struct server s;
+        struct qmp *q = NULL;
+        struct passing passing[PASSES];
+        int ends[PASSES];
+        char got[32] = "";
+
+        REQUIRE(open_client(&s, play_take_fds, NULL, &q, NULL) >= 0);
+        for (int i = 0; i < PASSES; i++) {
+                int fds[2] = {-1, -1};
+
+                if (i % 3 == 0)
+                        CHECK(pipe2(fds, O_CLOEXEC | O_NONBLOCK) == 0);
+                ends[i] = fds[0];
+                passing[i] = (struct passing){.q = q, .fd = fds[1]};
+                snprintf(passing[i].command, sizeof(passing[i].command), "command-%d", i);
+                REQUIRE(thread_start(&passing[i].thread, "pass", pass, &passing[i]) >= 0);
+        }
+        for (int i = 0; i < PASSES; i++) {
+                pthread_join(passing[i].thread, NULL);
+                CHECK_INT(passing[i].r, 0);
+                close_fd(passing[i].fd);
+                if (ends[i] < 0)
+                        continue;
+                ssize_t n = read(ends[i], got, sizeof(got) - 1);
+                got[MAX(n, (ssize_t) 0)] = '\0';
+                CHECK_STR(got, passing[i].command);
+                CHECK_INT(read(ends[i], got, 1), 0); /* nobody has a copy any more */
+                close_fd(ends[i]);
+        }
+        qmp_unref(q);
+        server_end(&s);
+}
+
+static int losses;
+static void count_loss(void *arg) {
+        __atomic_add_fetch(&losses, 1, __ATOMIC_SEQ_CST);
+}
+
 static void play_silence(struct server *s) {
         _cleanup_free_ char *name = NULL;
 
@@ -303,6 +426,19 @@ static void test_an_endless_line_is_bounded(void) {
         check_lost(play_endless_line, "too long");
 }
 
+static void test_the_end_is_told_once(void) {
+        const struct qmp_callbacks cb = {.lost = count_loss};
+        const struct op op = op_timeout(PATIENCE_MS);
+        struct server s;
+        struct qmp *q = NULL;
+
+        REQUIRE(open_client(&s, play_hang_up, &cb, &q, NULL) >= 0);
+        CHECK_INT(qmp_call(q, "query-status", NULL, &op, NULL, NULL), -ENOTCONN);
+        qmp_unref(q);
+        server_end(&s);
+        CHECK_INT(__atomic_load_n(&losses, __ATOMIC_SEQ_CST), 1);
+}
+
 static void play_mute(struct server *s) {
         until_closed(s);
 }
@@ -345,11 +481,14 @@ static void test_a_long_reply(void) {
 int main(void) {
         RUN(test_replies_find_their_callers);
         RUN(test_an_error_reply_has_qemus_words);
+        RUN(test_an_unknown_command_is_told_apart);
+        RUN(test_descriptors_go_with_their_commands);
         RUN(test_no_reply_until_the_deadline);
         RUN(test_cancel);
         RUN(test_hang_up_ends_the_wait);
         RUN(test_garbage_ends_the_connection);
         RUN(test_an_endless_line_is_bounded);
+        RUN(test_the_end_is_told_once);
         RUN(test_no_greeting);
         RUN(test_a_long_reply);
         return tap_done();
