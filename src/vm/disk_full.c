@@ -49,7 +49,7 @@ bool vm_stands_still(struct vm *vm, const struct op *op) {
 
         if (!vm_is_disk_full(vm))
                 return false;
-        if (!has_room(vm) || vm_qmp(vm, &limited, &qmp) < 0)
+        if (!has_room(vm) || vm_qmp(vm, &limited, &qmp, NULL) < 0)
                 return true;
         {
                 /* Before QEMU tries: if there still is no room, its event comes after this. */

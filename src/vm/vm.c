@@ -21,13 +21,37 @@
 
 /* --- object --- */
 
+/* The words of QEMU's MigrationStatus (qapi/migration.json) that end one. */
+static enum vm_migration migration_of(const char *status) {
+        if (str_eq(status, "completed"))
+                return VM_MIGRATION_COMPLETED;
+        if (str_eq(status, "failed"))
+                return VM_MIGRATION_FAILED;
+        return str_eq(status, "cancelled") ? VM_MIGRATION_CANCELLED : VM_MIGRATION_UNDER_WAY;
+}
+
+/* On the QMP thread. */
+static void qmp_lost(void *arg) {
+        struct vm *vm = arg;
+        LOCK(&vm->lock);
+
+        pthread_cond_broadcast(&vm->changed);
+}
+
 /* On the QMP thread. */
 static void qmp_event(void *arg, const char *name, const json_t *data) {
         struct vm *vm = arg;
         const char *reason = NULL;
 
         (void) json_get_str(data, "reason", &reason, NULL);
-        if (str_eq(name, "SHUTDOWN") && (str_eq(reason, "guest-reset") || str_eq(reason, "guest-panic"))) {
+        if (str_eq(name, "MIGRATION")) {
+                const char *status = NULL;
+
+                (void) json_get_str(data, "status", &status, NULL);
+                LOCK(&vm->lock);
+                vm->migration = migration_of(status);
+                pthread_cond_broadcast(&vm->changed);
+        } else if (str_eq(name, "SHUTDOWN") && (str_eq(reason, "guest-reset") || str_eq(reason, "guest-panic"))) {
                 LOCK(&vm->lock);
                 vm->guest_reset = true;
         } else if (str_eq(name, "BLOCK_IO_ERROR")) {
@@ -45,7 +69,7 @@ static void qmp_event(void *arg, const char *name, const json_t *data) {
 static void vm_free(struct vm *vm) {
         vm_watch_end(vm);
         agent_unref(vm->agent);
-        qmp_unref(vm->qmp); /* joins the thread that calls qmp_event() */
+        qmp_unref(vm->qmp); /* joins the thread that calls qmp_event() and qmp_lost() */
         capped_log_close(&vm->console);
         capped_log_close(&vm->said);
         close_fd(vm->console_fd);
@@ -58,6 +82,7 @@ static void vm_free(struct vm *vm) {
         free(vm->id);
         free(vm->dir);
         free(vm->disk_path);
+        free(vm->memory_path);
         free(vm);
 }
 
@@ -70,6 +95,9 @@ static struct vm *vm_new(const struct vm_spec *spec, const struct vm_callbacks *
                 .id = strdup(spec->id),
                 .dir = strdup(spec->dir),
                 .disk_path = spec->disk_path ? strdup(spec->disk_path) : NULL,
+                .memory = spec->memory,
+                .memory_path = spec->memory_path ? strdup(spec->memory_path) : NULL,
+                .memory_bytes = (uint64_t) spec->memory_mb << 20,
                 .pidfd = -1,
                 .cb = cb ? *cb : (struct vm_callbacks){0},
                 .console = CAPPED_LOG_INIT,
@@ -82,7 +110,8 @@ static struct vm *vm_new(const struct vm_spec *spec, const struct vm_callbacks *
         };
         pthread_mutex_init(&vm->lock, NULL);
         cond_init(&vm->changed);
-        if (!vm->id || !vm->dir || (spec->disk_path && !vm->disk_path) || !vm->let_go || vm->wake_fd < 0) {
+        if (!vm->id || !vm->dir || (spec->disk_path && !vm->disk_path) || (spec->memory_path && !vm->memory_path) ||
+            !vm->let_go || vm->wake_fd < 0) {
                 vm_free(vm);
                 return NULL;
         }
@@ -262,7 +291,7 @@ static int start(struct vm *vm, const struct platform *p, const struct vm_spec *
 }
 
 static int open_qmp(struct vm *vm, int fd, const struct op *op, struct error *err) {
-        const struct qmp_callbacks cb = {.event = qmp_event, .arg = vm};
+        const struct qmp_callbacks cb = {.event = qmp_event, .lost = qmp_lost, .arg = vm};
         struct qmp *qmp = NULL;
 
         int r = qmp_open(fd, &cb, op, &qmp, err);
@@ -270,6 +299,20 @@ static int open_qmp(struct vm *vm, int fd, const struct op *op, struct error *er
                 return r;
         LOCK(&vm->lock);
         vm->qmp = qmp;
+        return 0;
+}
+
+/* The file of a template's memory, for QEMU to map: for us alone, which QEMU's own would not be. */
+static int make_memory(const struct vm_spec *spec, struct error *err) {
+        _cleanup_close_ int fd = open(spec->memory_path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+        if (fd < 0)
+                return error_set_errno(err, errno, "Cannot make the memory file %s", spec->memory_path);
+        if (ftruncate(fd, (off_t) spec->memory_mb << 20) < 0) {
+                const int e = errno;
+
+                unlink(spec->memory_path);
+                return error_set_errno(err, e, "Cannot make the memory file %s", spec->memory_path);
+        }
         return 0;
 }
 
@@ -324,8 +367,10 @@ static int launch(struct vm *vm, const struct platform *p, const struct vm_spec 
                 r = start(vm, p, spec, s, err);
         if (r < 0)
                 return r;
-        op_progress(op, "booting");
+        op_progress(op, spec->state == VM_STATE_NONE ? "booting" : "resuming");
         r = open_qmp(vm, TAKE_FD(s->ours[SOCK_QMP]), op, &cause);
+        if (r >= 0 && spec->state != VM_STATE_NONE)
+                r = vm_load_state(vm, spec, op, &cause);
         if (r >= 0)
                 r = open_agent(vm, TAKE_FD(s->ours[SOCK_AGENT]), op, &cause);
         if (r >= 0) {
@@ -355,18 +400,29 @@ int vm_launch(const struct platform *p, const struct vm_spec *spec, const struct
 
         if (!vm)
                 return error_set_errno(err, ENOMEM, "Cannot start a VM");
-        int r = launch(vm, p, spec, &s, op, err);
+        int r = spec->memory == VM_MEMORY_SHARED ? make_memory(spec, err) : 0;
+        if (r < 0)
+                return r;
+        r = launch(vm, p, spec, &s, op, err);
         if (r < 0) {
                 vm_kill(vm);
                 vm_remove_files(vm->dir); /* also of a QEMU that never ran */
+                if (spec->memory == VM_MEMORY_SHARED)
+                        unlink(spec->memory_path);
                 return r;
         }
         *ret = TAKE_PTR(vm);
         return 0;
 }
 
-/* For the events of QEMU, and to learn of the one that may have come while nobody listened. */
-static void attach_qmp(struct vm *vm, const struct op *op) {
+/*
+ * For the events of QEMU, and to learn of what came while nobody listened. -ESRCH: there is no guest, because the
+ * daemon before was lost while it loaded a state.
+ */
+static int attach_qmp(struct vm *vm, const struct op *op) {
+        /* How a machine stands while or after its state is saved. A daemon that is lost in the middle of it leaves the
+         * machine so, and nobody else ever stops one for long. */
+        static const char *const halted[] = {"paused", "save-vm", "finish-migrate", "postmigrate"};
         _cleanup_json_ json_t *state = NULL;
         const char *status = NULL;
 
@@ -374,12 +430,18 @@ static void attach_qmp(struct vm *vm, const struct op *op) {
         int r = fd < 0 ? fd : open_qmp(vm, fd, op, NULL);
         if (r >= 0)
                 r = qmp_call(vm->qmp, "query-status", NULL, op, &state, NULL);
-        if (r < 0) {
+        if (r >= 0 && json_get_str(state, "status", &status, NULL) < 0)
+                r = -EPROTO;
+        if (r >= 0 && str_eq(status, "inmigrate"))
+                return -ESRCH;
+        for (size_t i = 0; r >= 0 && i < ARRAY_SIZE(halted); i++)
+                if (str_eq(status, halted[i]))
+                        r = qmp_call(vm->qmp, "cont", NULL, op, NULL, NULL);
+        if (r < 0)
                 log_warn("Cannot talk to QEMU", "vm", vm->id, "errno", LOG_NUM(-r));
-                return;
-        }
-        if (json_get_str(state, "status", &status, NULL) >= 0 && str_eq(status, "io-error"))
+        else if (str_eq(status, "io-error"))
                 vm_note_disk_full(vm);
+        return 0;
 }
 
 int vm_attach(const struct vm_spec *spec, const struct proc_id *proc, const struct vm_callbacks *cb, struct vm **ret,
@@ -407,11 +469,16 @@ int vm_attach(const struct vm_spec *spec, const struct proc_id *proc, const stru
         vm->said_fd = vm_open_said(vm->dir);
         if (vm->said_fd < 0)
                 log_warn("Cannot read what QEMU says", "vm", vm->id, "errno", LOG_NUM(-vm->said_fd));
-        attach_qmp(vm, &op);
-        vm->announce = true;
+        const int talked = attach_qmp(vm, &op);
+        vm->announce = talked >= 0;
         r = vm_watch_start(vm);
         if (r < 0)
                 return error_set_errno(err, r, "Cannot watch QEMU");
+        if (talked < 0) {
+                vm_kill(vm);
+                error_set(err, ERROR_NOT_RUNNING, "The VM %s never got its state", vm->id);
+                return talked;
+        }
         *ret = TAKE_PTR(vm);
         return 0;
 }
@@ -529,23 +596,58 @@ static int stop_by_agent(struct vm *vm, const struct op *op) {
         return vm_wait_exit(vm, &limited);
 }
 
-int vm_qmp(struct vm *vm, const struct op *op, struct qmp **ret) {
-        {
-                LOCK(&vm->lock);
+/* Either a connection that is there, or the right to make one (*ret NULL), or an error. */
+static int qmp_or_turn(struct vm *vm, const struct op *op, struct qmp **ret, struct qmp **ret_lost) {
+        struct cond_waiter w;
+        int r = 0;
+
+        *ret = *ret_lost = NULL;
+        cond_waiter_begin(&w, &vm->lock, &vm->changed, op);
+        pthread_mutex_lock(&vm->lock);
+        while (r >= 0) {
                 if (vm->qmp && !qmp_is_lost(vm->qmp)) {
                         *ret = qmp_ref(vm->qmp);
-                        return 0;
+                        break;
                 }
+                if (!vm->asking) {
+                        vm->asking = true;
+                        *ret_lost = TAKE_PTR(vm->qmp);
+                        break;
+                }
+                r = cond_waiter_sleep(&w);
         }
-        int fd = connect_to(vm->dir, VM_QMP_SOCKET, op);
-        return fd < 0 ? fd : qmp_open(fd, NULL, op, ret, NULL);
+        pthread_mutex_unlock(&vm->lock);
+        cond_waiter_end(&w);
+        return r;
+}
+
+int vm_qmp(struct vm *vm, const struct op *op, struct qmp **ret, struct error *err) {
+        _cleanup_qmp_ struct qmp *lost = NULL;
+        struct qmp *qmp = NULL;
+
+        int r = qmp_or_turn(vm, op, &qmp, &lost);
+        if (r < 0)
+                return error_set_errno(err, r, "Cannot talk to QEMU of the VM %s", vm->id);
+        if (!qmp) {
+                int fd = connect_to(vm->dir, VM_QMP_SOCKET, op);
+                r = fd < 0 ? error_set_errno(err, fd, "Cannot connect to QEMU of the VM %s", vm->id)
+                           : open_qmp(vm, fd, op, err);
+                LOCK(&vm->lock);
+                vm->asking = false;
+                if (r >= 0)
+                        qmp = qmp_ref(vm->qmp);
+                pthread_cond_broadcast(&vm->changed);
+        }
+        if (r >= 0)
+                *ret = qmp;
+        return r;
 }
 
 static int stop_by_qmp(struct vm *vm, const struct op *op) {
         const struct op limited = op_sub(op, VM_QUIT_MS);
         _cleanup_qmp_ struct qmp *qmp = NULL;
 
-        int r = vm_qmp(vm, &limited, &qmp);
+        int r = vm_qmp(vm, &limited, &qmp, NULL);
         if (r >= 0)
                 r = qmp_call(qmp, "quit", NULL, &limited, NULL, NULL);
         if (r < 0 && r != -ENOTCONN)

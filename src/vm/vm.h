@@ -22,11 +22,28 @@
 #include "vm/agent.h"
 #include "vm/platform.h"
 
+/* The name of the block device that has the disk, in QEMU and so in saved states. */
+#define VM_DISK_DEVICE "disk0"
 #define CONSOLE_KEEP (256u * 1024u) /* bytes of console kept: one file of this size and an older one */
 #define CONSOLE_TAIL_LINES 20u      /* lines shown in errors */
 #define VM_AGENT_STOP_MS 5000       /* for the guest's own shutdown, then QMP quit */
 #define VM_QUIT_MS 2000             /* for QMP quit, then SIGKILL */
 #define VM_AGENT_CONNECT_MS 15000   /* for a new connection to the agent of a running VM */
+
+/* Where guest memory lives; state.h says what for. */
+enum vm_memory_kind {
+        VM_MEMORY_ANONYMOUS, /* memory of QEMU that nobody else sees */
+        VM_MEMORY_SHARED,    /* a new file, made by the launch: a template in the making */
+        VM_MEMORY_PRIVATE,   /* copy on write of a file that never changes: needs a state to go on from */
+};
+
+/* What a file with a saved state holds. */
+enum vm_state_kind {
+        VM_STATE_NONE,     /* no state: the guest boots */
+        VM_STATE_TEMPLATE, /* devices; the memory is in a file of its own. For VM_MEMORY_PRIVATE */
+        VM_STATE_DEVICES,  /* the same, of a machine whose memory was private. For VM_MEMORY_PRIVATE */
+        VM_STATE_FULL,     /* devices and memory. For VM_MEMORY_ANONYMOUS */
+};
 
 enum vm_net {
         VM_NET_NONE,
@@ -37,6 +54,10 @@ struct vm_spec {
         const char *id;  /* for log lines and QEMU's -name */
         const char *dir; /* exists */
         unsigned vcpus, memory_mb;
+        enum vm_memory_kind memory;
+        const char *memory_path; /* absolute; of the file, unless the memory is anonymous */
+        enum vm_state_kind state;
+        const char *state_path;  /* of the file to go on from; only read at the launch */
         const char *disk_path;   /* absolute; NULL: no disk */
         const char *disk_format; /* "qcow2" or "raw" */
         enum vm_net net;
@@ -58,15 +79,18 @@ struct vm_callbacks {
 struct vm;
 
 /* The arguments of QEMU for a spec: pure, for the launch and for its golden test. -EINVAL: an address of the network is
- * missing or wrong. */
+ * missing or wrong, or memory and state do not go together. */
 int vm_argv(const struct platform *p, const struct vm_spec *spec, struct strv *ret);
 
-/* Starts QEMU and waits until the agent serves. On failure nothing is left running; err has the console's last lines.
- */
+/* Starts QEMU and waits until the agent serves: boots the guest, or lets it go on from a saved state. On failure
+ * nothing is left running, nor is a memory file that was made; err has the console's last lines. A guest that goes on
+ * from a state has the clock, the entropy and the identity of the moment at which it was saved: agent_configure()
+ * before anybody uses it. */
 int vm_launch(const struct platform *p, const struct vm_spec *spec, const struct vm_callbacks *cb, const struct op *op,
               struct vm **ret, struct error *err);
-/* Takes up a VM that an earlier daemon left running. -ESRCH (not_running) when that process is gone. The agent is
- * connected by the first vm_agent(). */
+/* Takes up a VM that an earlier daemon left running, and lets it go on if that one had stopped it to save its state.
+ * -ESRCH (not_running) when that process is gone, or never got as far as having a guest: it is then killed. The agent
+ * is connected by the first vm_agent(). */
 int vm_attach(const struct vm_spec *spec, const struct proc_id *proc, const struct vm_callbacks *cb, struct vm **ret,
               struct error *err);
 /* Finds a QEMU that was started for this folder, by the command lines in /proc: for start-up, when a crash came

@@ -28,9 +28,15 @@
 #define VM_RESUME_FREE_BYTES (64u * 1024u * 1024u)
 #define VM_RESUME_MS 5000 /* between two looks at the free space, and for QEMU to answer */
 
+/* How QEMU's saving or loading of a state goes, as its events say. */
+enum vm_migration { VM_MIGRATION_UNDER_WAY, VM_MIGRATION_COMPLETED, VM_MIGRATION_FAILED, VM_MIGRATION_CANCELLED };
+
 struct vm {
         unsigned refs;              /* atomic */
         char *id, *dir, *disk_path; /* disk_path NULL: no disk */
+        enum vm_memory_kind memory;
+        char *memory_path; /* NULL: anonymous */
+        uint64_t memory_bytes;
         struct proc_id proc;
         int pidfd;
         struct vm_callbacks cb;
@@ -52,6 +58,9 @@ struct vm {
         bool guest_reset; /* QEMU ended because the guest reset itself, as a panicking kernel does */
         bool disk_full;   /* QEMU has paused the guest, because the host had no room for what it wrote */
         bool connecting;  /* somebody makes a connection to the agent */
+        bool asking;      /* somebody makes a connection to QEMU */
+        bool saving;      /* somebody saves the state: one at a time, because the guest stands still for it */
+        enum vm_migration migration;
         struct agent *agent;
         struct qmp *qmp;
 };
@@ -64,8 +73,12 @@ void vm_remove_files(const char *dir);
 /* Opens our end of the FIFO that QEMU has as its standard error. */
 int vm_open_said(const char *dir);
 
-/* vm.c: the current connection to QEMU, or a new one (which is not kept). *ret is a reference. */
-int vm_qmp(struct vm *vm, const struct op *op, struct qmp **ret);
+/* vm.c: the current connection to QEMU, made anew if it was lost. *ret is a reference. One maker at a time; others wait
+ * for it under their own op. */
+int vm_qmp(struct vm *vm, const struct op *op, struct qmp **ret, struct error *err);
+
+/* state.c: lets a guest go on from the state of the spec, in a QEMU that waits for it. */
+int vm_load_state(struct vm *vm, const struct vm_spec *spec, const struct op *op, struct error *err);
 
 /* disk_full.c: a VM that finds no room on the host. Call without locks. */
 

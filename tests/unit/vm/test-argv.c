@@ -49,7 +49,7 @@ static void test_full_under_tcg(void) {
                 "-sandbox",
                 "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
                 "-M",
-                "microvm,mem-merge=off,dump-guest-core=off",
+                "microvm,mem-merge=off,dump-guest-core=off,memory-backend=ram",
                 "-accel",
                 "tcg,thread=multi,tb-size=64",
                 "-cpu",
@@ -58,6 +58,8 @@ static void test_full_under_tcg(void) {
                 "cpus=2",
                 "-m",
                 "512M",
+                "-object",
+                "memory-backend-ram,id=ram,size=512M,merge=off,dump=off",
                 "-kernel",
                 "/images/boot/vmlinux",
                 "-initrd",
@@ -124,6 +126,93 @@ static void test_kvm_without_disk_and_card(void) {
         CHECK(!value_of(&argv, "-netdev", 0));
 }
 
+static void test_template(void) {
+        _cleanup_strv_ struct strv argv = {0};
+        struct vm_spec spec = full;
+
+        spec.memory = VM_MEMORY_SHARED;
+        spec.memory_path = "/t/a,b.ram";
+        REQUIRE(vm_argv(&tcg, &spec, &argv) == 0);
+        CHECK_STR(value_of(&argv, "-object", 0),
+                  "memory-backend-file,id=ram,size=512M,mem-path=/t/a,,b.ram,share=on,merge=off,dump=off");
+        CHECK_STR(value_of(&argv, "-kernel", 0), "/images/boot/vmlinux");
+        CHECK(!value_of(&argv, "-incoming", 0));
+}
+
+static void test_child_of_a_template(void) {
+        _cleanup_strv_ struct strv argv = {0};
+        struct vm_spec spec = full;
+
+        spec.memory = VM_MEMORY_PRIVATE;
+        spec.memory_path = "/t/ram";
+        spec.state = VM_STATE_TEMPLATE;
+        spec.state_path = "/t/state";
+        REQUIRE(vm_argv(&tcg, &spec, &argv) == 0);
+        CHECK_STR(value_of(&argv, "-object", 0),
+                  "memory-backend-file,id=ram,size=512M,mem-path=/t/ram,share=off,merge=off,dump=off");
+        CHECK_STR(value_of(&argv, "-incoming", 0), "defer");
+        CHECK(!value_of(&argv, "-kernel", 0));
+        CHECK(!value_of(&argv, "-append", 0));
+        CHECK(!value_of(&argv, "-global", 0));
+        /* The devices are those of the template. */
+        CHECK_STR(value_of(&argv, "-device", 3), "virtio-blk-device,id=disk0,drive=disk");
+}
+
+static void test_fork_of_a_child(void) {
+        _cleanup_strv_ struct strv argv = {0};
+        struct vm_spec spec = full;
+
+        spec.memory = VM_MEMORY_PRIVATE;
+        spec.memory_path = "/t/ram";
+        spec.state = VM_STATE_DEVICES;
+        spec.state_path = "/t/state";
+        REQUIRE(vm_argv(&tcg, &spec, &argv) == 0);
+        CHECK_STR(value_of(&argv, "-incoming", 0), "defer");
+        CHECK_STR(value_of(&argv, "-global", 0), "migration.send-configuration=off");
+        CHECK_STR(value_of(&argv, "-machine", 0), "suppress-vmdesc=on");
+}
+
+static void test_whole_state(void) {
+        _cleanup_strv_ struct strv argv = {0};
+        struct vm_spec spec = full;
+
+        spec.state = VM_STATE_FULL;
+        spec.state_path = "/t/state";
+        REQUIRE(vm_argv(&tcg, &spec, &argv) == 0);
+        CHECK_STR(value_of(&argv, "-object", 0), "memory-backend-ram,id=ram,size=512M,merge=off,dump=off");
+        CHECK_STR(value_of(&argv, "-incoming", 0), "defer");
+        CHECK(!value_of(&argv, "-global", 0));
+}
+
+static void test_memory_and_state_go_together(void) {
+        static const struct {
+                enum vm_memory_kind memory;
+                const char *memory_path;
+                enum vm_state_kind state;
+                const char *state_path;
+        } wrong[] = {
+                {VM_MEMORY_ANONYMOUS, "/ram", VM_STATE_NONE, NULL},
+                {VM_MEMORY_SHARED, NULL, VM_STATE_NONE, NULL},
+                {VM_MEMORY_PRIVATE, "/ram", VM_STATE_NONE, NULL},
+                {VM_MEMORY_PRIVATE, "/ram", VM_STATE_DEVICES, NULL},
+                {VM_MEMORY_PRIVATE, "/ram", VM_STATE_FULL, "/state"},
+                {VM_MEMORY_SHARED, "/ram", VM_STATE_TEMPLATE, "/state"},
+                {VM_MEMORY_ANONYMOUS, NULL, VM_STATE_TEMPLATE, "/state"},
+                {VM_MEMORY_ANONYMOUS, NULL, VM_STATE_NONE, "/state"},
+        };
+
+        for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {
+                _cleanup_strv_ struct strv argv = {0};
+                struct vm_spec spec = full;
+
+                spec.memory = wrong[i].memory;
+                spec.memory_path = wrong[i].memory_path;
+                spec.state = wrong[i].state;
+                spec.state_path = wrong[i].state_path;
+                CHECK_INT(vm_argv(&tcg, &spec, &argv), -EINVAL);
+        }
+}
+
 static void test_commas_cannot_add_options(void) {
         _cleanup_strv_ struct strv argv = {0};
         struct vm_spec spec = full;
@@ -164,6 +253,11 @@ static void test_wrong_network_is_refused(void) {
 int main(void) {
         RUN(test_full_under_tcg);
         RUN(test_kvm_without_disk_and_card);
+        RUN(test_template);
+        RUN(test_child_of_a_template);
+        RUN(test_fork_of_a_child);
+        RUN(test_whole_state);
+        RUN(test_memory_and_state_go_together);
         RUN(test_commas_cannot_add_options);
         RUN(test_wrong_network_is_refused);
         return tap_done();
