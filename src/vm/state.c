@@ -16,6 +16,7 @@
 #define BANDWIDTH (1000ll * 1000 * 1000 * 1000)
 #define FD_NAME "agentiso-state"
 #define HALT_LOOK_MS 1
+#define SETTLE_MS 100 /* for the guest's agent to notice that nobody is connected any more */
 
 /* --- one at a time, and the pause --- */
 
@@ -260,12 +261,34 @@ static int sync_memory(const struct vm *vm, struct error *err) {
         return r < 0 ? error_set_errno(err, r, "Cannot write the memory file %s", vm->memory_path) : 0;
 }
 
+/*
+ * Ends the connection to the agent and gives it time to be done with that. Each child would else have to do it, before
+ * it hears its own host; nothing tells when it is done, and a child of a template that was saved too early is as good,
+ * only slower to answer (measured: 300 ms instead of 80).
+ */
+static int leave_agent(struct vm *vm, const struct op *op, struct error *err) {
+        const struct op moment = op_sub(op, SETTLE_MS);
+        struct agent *agent;
+
+        {
+                LOCK(&vm->lock);
+
+                agent = TAKE_PTR(vm->agent);
+        }
+        agent_unref(agent);
+        (void) wait_fd(-1, 0, &moment);
+        int r = op_check(op);
+        return r < 0 ? migration_wait_error(r, "preparing a template", err) : 0;
+}
+
 static int save_template(struct vm *vm, struct qmp *qmp, int fd, const char *path, const struct op *op,
                          struct error *err) {
         uint64_t bytes;
         int64_t since;
 
         int r = vm_migrate_prepare(qmp, true, fd, op, err);
+        if (r >= 0)
+                r = leave_agent(vm, op, err);
         if (r >= 0)
                 r = vm_pause(vm, qmp, op, &since, err);
         if (r < 0)

@@ -40,8 +40,9 @@
 #include "base/buf.h"
 #include "vm/vm.h"
 
-/* Saves the state of a VM with shared memory in a new file, and makes both files last. The VM then stands still and can
- * only be killed. On failure it goes on and the file is removed. */
+/* Saves the state of a VM with shared memory in a new file, and makes both files last. The connection to its agent is
+ * ended first: hold no other reference to it. The VM then stands still and can only be killed. On failure it goes on
+ * and the file is removed. */
 int vm_save_template(struct vm *vm, const char *state_path, const struct op *op, struct error *err);
 
 struct vm_snapshot_args {
