@@ -41,8 +41,15 @@ static void connection_lost(void *arg, int err) {
         eventfd_write(c->lost_fd, 1);
 }
 
-/* Runs a mux on fd (owned) until it is lost or `other` is readable. */
-static int serve_mux(struct agent *a, int fd, const void *early, size_t early_len, int other) {
+struct seeker {
+        struct handshake_scanner scanner;
+        uint8_t chunk[READ_CHUNK];
+        size_t len, used; /* of the chunk; what is behind `used` came after the handshake */
+};
+
+/* Runs a mux on fd (owned), which begins with what the seeker has left, until it is lost or `other` is readable. The
+ * seeker then has what came in the place of a frame. */
+static int serve_mux(struct agent *a, int fd, struct seeker *s, int other) {
         _cleanup_close_ int owned = fd;
         struct connection c = {.agent = a, .lost_fd = eventfd(0, EFD_CLOEXEC)};
         struct mux_callbacks cb = {.opened = connection_opened, .lost = connection_lost, .arg = &c};
@@ -55,40 +62,51 @@ static int serve_mux(struct agent *a, int fd, const void *early, size_t early_le
                 return -errno;
         r = json_put(hello, "agent", json_string(AGENTISO_VERSION));
         if (r == 0)
-                r = mux_start(TAKE_FD(owned), MUX_GUEST, early, early_len, hello, &cb, &mux, &err);
+                r = mux_start(TAKE_FD(owned), MUX_GUEST, s->chunk + s->used, s->len - s->used, hello, &cb, &mux, &err);
+        *s = (struct seeker){0};
         if (r == 0) {
                 struct pollfd p[] = {{.fd = c.lost_fd, .events = POLLIN}, {.fd = other, .events = POLLIN}};
 
                 while (poll(p, ARRAY_SIZE(p), -1) < 0 && errno == EINTR)
                         ;
+                s->len = mux_rest(mux, s->chunk, sizeof(s->chunk));
                 mux_unref(mux); /* joins its thread: no callback runs after this */
         }
         close_fd(c.lost_fd);
         return r;
 }
 
-struct seeker {
-        struct handshake_scanner scanner;
-        uint8_t chunk[READ_CHUNK];
-        size_t len, used; /* of the chunk; what is behind `used` came after the handshake */
-};
-
-/* Reads once. 1: a preamble came and was answered; 0: nothing yet (-EAGAIN or garbage); negative: fd is of no use. */
-static int seek_once(struct seeker *s, int fd) {
+/* Looks at what was read. 1: a preamble came and was answered; 0: nothing yet; negative: fd is of no use. */
+static int seek_in_chunk(struct seeker *s, int fd) {
         struct op op = op_timeout(ANSWER_MS);
         uint8_t answer[HANDSHAKE_LEN];
-        ssize_t n = read(fd, s->chunk, sizeof(s->chunk));
         int r;
 
-        if (n < 0)
-                return -errno;
-        if (n == 0)
-                return -ENODATA;
-        s->len = (size_t) n;
-        if (handshake_scan(&s->scanner, s->chunk, s->len, &s->used, answer) == 0)
+        if (handshake_scan(&s->scanner, s->chunk, s->len, &s->used, answer) == 0) {
+                s->len = 0;
                 return 0;
+        }
         r = write_full(fd, answer, sizeof(answer), &op);
-        return r < 0 ? r : 1;
+        if (r < 0) {
+                s->len = 0;
+                return r;
+        }
+        return 1;
+}
+
+/* Reads once, unless something is left to look at. 1: a preamble came and was answered; 0: nothing yet (-EAGAIN or
+ * garbage); negative: fd is of no use. */
+static int seek_once(struct seeker *s, int fd) {
+        if (s->len == 0) {
+                ssize_t n = read(fd, s->chunk, sizeof(s->chunk));
+
+                if (n < 0)
+                        return -errno;
+                if (n == 0)
+                        return -ENODATA;
+                s->len = (size_t) n;
+        }
+        return seek_in_chunk(s, fd);
 }
 
 int channel_serve_once(struct agent *a, int fd, int other, const struct op *handshake) {
@@ -103,7 +121,7 @@ int channel_serve_once(struct agent *a, int fd, int other, const struct op *hand
         } while (r == 0 || r == -EAGAIN || r == -EINTR);
         if (r < 0)
                 return r;
-        return serve_mux(a, TAKE_FD(owned), s.chunk + s.used, s.len - s.used, other);
+        return serve_mux(a, TAKE_FD(owned), &s, other);
 }
 
 /* ---- virtio-serial ---- */
@@ -128,10 +146,11 @@ static void *port_main(void *arg) {
                         int fd = fcntl(p->fd, F_DUPFD_CLOEXEC, 3);
 
                         if (fd >= 0)
-                                r = serve_mux(p->agent, fd, s.chunk + s.used, s.len - s.used, -1);
+                                r = serve_mux(p->agent, fd, &s, -1);
+                        else
+                                s.len = 0;
                         if (fd < 0 || r < 0)
                                 console_say("cannot serve the host: %s", strerror(fd < 0 ? errno : -r));
-                        s = (struct seeker){0};
                 } else if (r == -EAGAIN || r == -ENODATA) {
                         while (epoll_wait(epoll_fd, &ev, 1, -1) < 0 && errno == EINTR)
                                 ;

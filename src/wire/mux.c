@@ -190,6 +190,17 @@ bool mux_is_lost(struct mux *m) {
         return m->lost;
 }
 
+size_t mux_rest(struct mux *m, void *data, size_t max) {
+        /* A thread that has ended does not touch the decoder any more. */
+        LOCK(&m->lock);
+        if (!m->ended)
+                return 0;
+        size_t n = MIN(max, m->decoder.in.len - m->decoder.consumed);
+        if (n > 0)
+                memcpy(data, m->decoder.in.data + m->decoder.consumed, n);
+        return n;
+}
+
 void mux_set_timeout_error(struct mux *m, int err) {
         LOCK(&m->lock);
         m->timeout_err = err;

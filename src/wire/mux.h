@@ -50,6 +50,9 @@ DEFINE_CLEANUP(struct mux *, mux_unref)
 /* Ends the connection now; streams see MUX_LOST, `lost` runs. From any thread. */
 void mux_shutdown(struct mux *m, int err);
 bool mux_is_lost(struct mux *m);
+/* Copies the bytes behind the last frame, the first max of them, of a connection that is lost: where a frame was
+ * expected, they may be the peer's next handshake. How many. */
+size_t mux_rest(struct mux *m, void *data, size_t max);
 /* What waits give whose deadline passes, from now on: another errno than -ETIMEDOUT, when it is known why the peer does
  * not answer. */
 void mux_set_timeout_error(struct mux *m, int err);

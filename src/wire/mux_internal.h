@@ -86,6 +86,7 @@ struct mux {
         pthread_cond_t cond; /* room in `out`, hello, pong, lost */
         int fd;              /* closed (-1) by the I/O thread when it ends */
         bool lost;
+        bool ended; /* and the thread is done with decoding */
         int lost_err;
         int write_err; /* writing failed; reading goes on until the channel is empty */
         int timeout_err;

@@ -350,6 +350,7 @@ static int io_step(struct mux *m) {
 void mux_end(struct mux *m, int err) {
         pthread_mutex_lock(&m->lock);
         mux_lose_locked(m, err);
+        m->ended = true;
         err = m->lost_err;
         m->fd = close_fd(m->fd);
         buf_free(&m->out);
