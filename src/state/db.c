@@ -10,7 +10,6 @@
 #include "base/thread.h"
 #include "state/db-internal.h"
 
-#define DB_BUSY_MS 5000        /* for somebody with the sqlite3 shell; the daemon itself holds a lock on its folder */
 #define DB_CHUNK (1024 * 1024) /* bytes by which the file grows: about 2000 workspaces */
 #define DB_CHECK_MS 1000       /* for the integrity check at open; what it has not seen by then is taken on trust */
 #define DB_CHECK_STEPS 10000   /* virtual machine instructions between two looks at the clock */
@@ -140,6 +139,9 @@ int db_open_schema(const char *path, const struct migrations *m, struct db **ret
         if (!db || !(db->path = strdup(path)))
                 return error_set_errno(err, ENOMEM, "Cannot open the state store %s", path);
         pthread_mutex_init(&db->lock, NULL);
+        pthread_mutex_init(&db->queue_lock, NULL);
+        cond_init(&db->settled);
+        db->queue_end = &db->queue;
         int rc = sqlite3_open_v2(path, &db->conn, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE,
                                  NULL);
         if (rc != SQLITE_OK)
@@ -147,7 +149,7 @@ int db_open_schema(const char *path, const struct migrations *m, struct db **ret
                                 : error_set_errno(err, ENOMEM, "Cannot open the state store %s", path);
         sqlite3_busy_timeout(db->conn, DB_BUSY_MS);
         /* Space is taken in advance and kept: the file grows by chunks, and the log stays when the last connection
-         * closes. With that, rows can be changed and removed when the disk is full (step_write() in rows.c). */
+         * closes. With that, rows can be changed and removed when the disk is full (run_alone() in commit.c). */
         int persist = 1, chunk = DB_CHUNK;
         sqlite3_file_control(db->conn, NULL, SQLITE_FCNTL_PERSIST_WAL, &persist);
         sqlite3_file_control(db->conn, NULL, SQLITE_FCNTL_CHUNK_SIZE, &chunk);
@@ -163,17 +165,39 @@ int db_open_schema(const char *path, const struct migrations *m, struct db **ret
         return 0;
 }
 
+static int prepare(struct db *db, int which, const char *sql, struct error *err) {
+        if (!sql)
+                return error_set_errno(err, ENOMEM, "Cannot open the state store %s", db->path);
+        int rc = sqlite3_prepare_v3(db->conn, sql, -1, SQLITE_PREPARE_PERSISTENT, &db->stmts[which], NULL);
+        return rc == SQLITE_OK ? 0 : db_fail(db, rc, "prepare a statement", err);
+}
+
+static int prepare_table(struct db *db, const struct table *t, struct error *err) {
+        int r = 0;
+        for (int i = 0; i < _ROW_STMT_MAX && r >= 0; i++) {
+                _cleanup_free_ char *sql = db_row_sql(t, (enum row_stmt) i);
+                r = prepare(db, (int) t->stmts + i, sql, err);
+        }
+        return r;
+}
+
 int db_open(const char *path, struct db **ret, struct error *err) {
         _cleanup_db_ struct db *db = NULL;
         int r = db_open_schema(path, &db_migrations, &db, err);
         if (r < 0)
                 return r;
-        for (int i = 0; i < _STMT_MAX; i++) {
-                int rc = sqlite3_prepare_v3(db->conn, db_stmt_sql[i], -1, SQLITE_PREPARE_PERSISTENT, &db->stmts[i],
-                                            NULL);
-                if (rc != SQLITE_OK)
-                        return db_fail(db, rc, "prepare a statement", err);
-        }
+        /* IMMEDIATE: another program's lock is met here, and not in the middle. */
+        r = prepare(db, STMT_BEGIN, "BEGIN IMMEDIATE", err);
+        if (r >= 0)
+                r = prepare(db, STMT_COMMIT, "COMMIT", err);
+        if (r >= 0)
+                r = prepare(db, STMT_PAGES, "PRAGMA page_count", err);
+        if (r >= 0)
+                r = prepare_table(db, &db_workspaces, err);
+        if (r >= 0)
+                r = prepare_table(db, &db_snapshots, err);
+        if (r < 0)
+                return r;
         *ret = TAKE_PTR(db);
         return 0;
 }
@@ -184,6 +208,8 @@ void db_close(struct db *db) {
         for (int i = 0; i < _STMT_MAX; i++)
                 sqlite3_finalize(db->stmts[i]);
         sqlite3_close(db->conn);
+        pthread_cond_destroy(&db->settled);
+        pthread_mutex_destroy(&db->queue_lock);
         pthread_mutex_destroy(&db->lock);
         free(db->path);
         free(db);

@@ -1,318 +1,368 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/thread.h"
 #include "state/db-internal.h"
 
-#define WS_ROWS_MAX 65536u /* far above any limit of workspaces: more is not our file */
+#define ROWS_MAX 65536u   /* of a table: far above any limit of workspaces and snapshots; more is not our file */
+#define ROW_SQL_MAX 8192u /* of a statement */
 
-const char *const db_stmt_sql[_STMT_MAX] = {
-        [STMT_WS_INSERT] = "INSERT INTO workspaces (id, state, owner, started_ms, proc_pid, proc_start, proc_boot,"
-                           " last_error, allow_internet, name, base_image, vcpus, memory_mb, disk_gb, address, mac,"
-                           " created_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16,"
-                           " ?17)",
-        [STMT_WS_UPDATE] = "UPDATE workspaces SET state = ?2, owner = ?3, started_ms = ?4, proc_pid = ?5,"
-                           " proc_start = ?6, proc_boot = ?7, last_error = ?8, allow_internet = ?9 WHERE id = ?1",
-        [STMT_WS_DELETE] = "DELETE FROM workspaces WHERE id = ?1",
-        [STMT_WS_LIST] = "SELECT id, state, owner, started_ms, proc_pid, proc_start, proc_boot, last_error,"
-                         " allow_internet, name, base_image, vcpus, memory_mb, disk_gb, address, mac, created_ms"
-                         " FROM workspaces ORDER BY seq",
-        [STMT_WS_BY_NAME] = "SELECT id FROM workspaces WHERE name = ?1",
-        [STMT_WS_BY_ADDRESS] = "SELECT id FROM workspaces WHERE address = ?1",
-};
+/* A parameter has the number of its column in the table, from 1, in every statement. */
+#define ID_PARAM 1
 
-/* Places in the statements above. */
-enum {
-        COL_ID,
-        COL_STATE,
-        COL_OWNER,
-        COL_STARTED_MS,
-        COL_PROC_PID,
-        COL_PROC_START,
-        COL_PROC_BOOT,
-        COL_LAST_ERROR,
-        COL_ALLOW_INTERNET,
-        COL_NAME,
-        COL_BASE_IMAGE,
-        COL_VCPUS,
-        COL_MEMORY_MB,
-        COL_DISK_GB,
-        COL_ADDRESS,
-        COL_MAC,
-        COL_CREATED_MS,
-};
-#define PARAM(column) ((column) + 1)
-
-static const char *const state_names[_WS_STATE_MAX] = {
-        [WS_CREATING] = "creating", [WS_STARTING] = "starting", [WS_RUNNING] = "running",
-        [WS_STOPPING] = "stopping", [WS_STOPPED] = "stopped",   [WS_DESTROYING] = "destroying",
-};
-
-const char *ws_state_name(enum ws_state s) {
-        return (unsigned) s < _WS_STATE_MAX ? state_names[s] : "unknown";
+static const void *field(const struct column *c, const void *row) {
+        return (const char *) row + c->at;
 }
 
-int ws_state_parse(const char *name, enum ws_state *ret) {
-        for (int i = 0; i < _WS_STATE_MAX; i++)
-                if (str_eq(name, state_names[i])) {
-                        *ret = (enum ws_state) i;
+static void *field_of(const struct column *c, void *row) {
+        return (char *) row + c->at;
+}
+
+static const char *row_id(const struct table *t, const void *row) {
+        return field(&t->columns[0], row);
+}
+
+static sqlite3_stmt *table_stmt(struct db *db, const struct table *t, enum row_stmt which) {
+        return db->stmts[(unsigned) t->stmts + (unsigned) which];
+}
+
+static int sql_insert(const struct table *t, struct buf *sql) {
+        int r = buf_printf(sql, "INSERT INTO %s (", t->name);
+        for (unsigned i = 0; i < t->n_columns && r >= 0; i++)
+                r = buf_printf(sql, "%s%s", i ? ", " : "", t->columns[i].name);
+        for (unsigned i = 0; i < t->n_columns && r >= 0; i++)
+                r = buf_printf(sql, "%s?%u", i ? ", " : ") VALUES (", i + 1);
+        return r < 0 ? r : buf_append_byte(sql, ')');
+}
+
+static int sql_update(const struct table *t, struct buf *sql) {
+        const char *before = "SET ";
+        int r = buf_printf(sql, "UPDATE %s ", t->name);
+        for (unsigned i = 0; i < t->n_columns && r >= 0; i++) {
+                if (t->columns[i].flags & COLUMN_FIXED)
+                        continue;
+                r = buf_printf(sql, "%s%s = ?%u", before, t->columns[i].name, i + 1);
+                before = ", ";
+        }
+        return r < 0 ? r : buf_printf(sql, " WHERE %s = ?%d", t->columns[0].name, ID_PARAM);
+}
+
+static int sql_list(const struct table *t, struct buf *sql) {
+        int r = buf_append_str(sql, "SELECT ");
+        for (unsigned i = 0; i < t->n_columns && r >= 0; i++)
+                r = buf_printf(sql, "%s%s", i ? ", " : "", t->columns[i].name);
+        return r < 0 ? r : buf_printf(sql, " FROM %s ORDER BY seq", t->name);
+}
+
+char *db_row_sql(const struct table *t, enum row_stmt which) {
+        _cleanup_buf_ struct buf sql = BUF_INIT(ROW_SQL_MAX);
+        int r = which == ROW_INSERT   ? sql_insert(t, &sql)
+                : which == ROW_UPDATE ? sql_update(t, &sql)
+                : which == ROW_LIST   ? sql_list(t, &sql)
+                                      : buf_printf(&sql, "DELETE FROM %s WHERE id = ?%d", t->name, ID_PARAM);
+        return r < 0 ? NULL : buf_steal(&sql);
+}
+
+void db_row_clear(const struct table *t, void *row) {
+        for (unsigned i = 0; i < t->n_columns; i++)
+                if (t->columns[i].kind == COLUMN_TEXT)
+                        free(*(char **) field_of(&t->columns[i], row));
+        memset(row, 0, t->row_size);
+}
+
+int db_row_copy(const struct table *t, void *to, const void *from) {
+        memcpy(to, from, t->row_size);
+        for (unsigned i = 0; i < t->n_columns; i++)
+                if (t->columns[i].kind == COLUMN_TEXT)
+                        *(char **) field_of(&t->columns[i], to) = NULL;
+        for (unsigned i = 0; i < t->n_columns; i++) {
+                const struct column *c = &t->columns[i];
+                if (c->kind == COLUMN_TEXT && str_replace(field_of(c, to), *(char *const *) field(c, from)) < 0) {
+                        db_row_clear(t, to);
+                        return -ENOMEM;
+                }
+        }
+        return 0;
+}
+
+static bool number_valid(const struct column *c, int64_t v) {
+        static const int64_t greatest[] = {
+                [COLUMN_BOOL] = 1,
+                [COLUMN_INT] = INT_MAX,
+                [COLUMN_UINT] = UINT_MAX,
+                [COLUMN_INT64] = INT64_MAX,
+        };
+        return v >= c->min && v <= (c->max ? c->max : greatest[c->kind]);
+}
+
+/* Of n bytes with a NUL behind them. */
+static bool text_valid(const struct column *c, const char *text, size_t n) {
+        size_t max = c->kind == COLUMN_CHARS ? c->size - 1 : c->max ? (size_t) c->max : ROW_TEXT_MAX;
+        if (n > max || memchr(text, 0, n))
+                return false;
+        if (n == 0)
+                return c->flags & COLUMN_EMPTY;
+        if (c->flags & COLUMN_UUID)
+                return uuid_valid(text);
+        return (c->flags & COLUMN_ANY_BYTES) || utf8_valid(text, n);
+}
+
+static bool is_text(const struct column *c) {
+        return c->kind == COLUMN_CHARS || c->kind == COLUMN_TEXT;
+}
+
+static int64_t get_number(const struct column *c, const void *row) {
+        const void *at = field(c, row);
+        return c->kind == COLUMN_BOOL   ? *(const bool *) at
+               : c->kind == COLUMN_INT  ? *(const int *) at
+               : c->kind == COLUMN_UINT ? *(const unsigned *) at
+                                        : *(const int64_t *) at;
+}
+
+static bool is_given(const struct column *c, const void *row) {
+        return !c->given || *(const bool *) ((const char *) row + c->given);
+}
+
+/* Texts are bound without a copy: the row outlives the step. -EINVAL: nothing that the column may hold; -ENOMEM. */
+static int bind_column(sqlite3_stmt *s, int param, const struct column *c, const void *row) {
+        int rc;
+        if (!is_given(c, row))
+                rc = sqlite3_bind_null(s, param);
+        else if (is_text(c)) {
+                const char *text = c->kind == COLUMN_CHARS ? field(c, row) : *(const char *const *) field(c, row);
+                if (text ? !text_valid(c, text, strlen(text)) : !(c->flags & COLUMN_NULL))
+                        return -EINVAL;
+                rc = sqlite3_bind_text(s, param, text, -1, SQLITE_STATIC);
+        } else {
+                int64_t v = get_number(c, row);
+                if (!number_valid(c, v))
+                        return -EINVAL;
+                rc = c->names ? sqlite3_bind_text(s, param, c->names[v], -1, SQLITE_STATIC)
+                              : sqlite3_bind_int64(s, param, v);
+        }
+        return rc == SQLITE_OK ? 0 : -ENOMEM;
+}
+
+/* Without the columns that an update leaves as they are, if `mutable`. */
+static int bind_row(const struct table *t, sqlite3_stmt *s, const void *row, bool mutable, struct error *err) {
+        for (unsigned i = 0; i < t->n_columns; i++) {
+                const struct column *c = &t->columns[i];
+                if (mutable && i > 0 && (c->flags & COLUMN_FIXED))
+                        continue;
+                int r = bind_column(s, (int) i + 1, c, row);
+                if (r == -EINVAL)
+                        return error_set(err, ERROR_INTERNAL, "Cannot store %s %s: its %s makes no sense", t->what,
+                                         row_id(t, row), c->name);
+                if (r < 0)
+                        return error_set_errno(err, -r, "Cannot store %s %s", t->what, row_id(t, row));
+        }
+        return 0;
+}
+
+static int fail_row(struct db *db, const struct table *t, int rc, const char *verb, struct error *err) {
+        char what[64];
+        snprintf(what, sizeof(what), "%s the %s", verb, t->what);
+        return db_fail(db, rc, what, err);
+}
+
+/* Runs an insert or an update. 1: a value that must be unique is another row's. */
+static int write_row(struct db *db, const struct table *t, enum row_stmt which, const void *row, struct error *err) {
+        _cleanup_stmt_ sqlite3_stmt *s = table_stmt(db, t, which);
+        int r = bind_row(t, s, row, which == ROW_UPDATE, err);
+        if (r < 0)
+                return r;
+        int rc = sqlite3_step(s);
+        if (rc == SQLITE_CONSTRAINT_UNIQUE)
+                return 1;
+        return rc == SQLITE_DONE ? 0 : fail_row(db, t, rc, "store", err);
+}
+
+int db_row_insert(struct db *db, const struct table *t, const void *row, struct error *err) {
+        int r = write_row(db, t, ROW_INSERT, row, err);
+        return r > 0 ? t->taken(db, row, err) : r;
+}
+
+static int check_found(struct db *db, const struct table *t, const char *id, struct error *err) {
+        if (sqlite3_changes(db->conn) == 1)
+                return 0;
+        return error_set(err, ERROR_NOT_FOUND, "The state store has no %s %s", t->what, id);
+}
+
+int db_row_update(struct db *db, const struct table *t, const void *row, struct error *err) {
+        int r = write_row(db, t, ROW_UPDATE, row, err);
+        if (r != 0)
+                return r > 0 ? t->taken(db, row, err) : r;
+        return check_found(db, t, row_id(t, row), err);
+}
+
+int db_row_delete(struct db *db, const struct table *t, const char *id, struct error *err) {
+        _cleanup_stmt_ sqlite3_stmt *s = table_stmt(db, t, ROW_DELETE);
+        int rc = sqlite3_bind_text(s, ID_PARAM, id, -1, SQLITE_STATIC);
+        if (rc == SQLITE_OK)
+                rc = sqlite3_step(s);
+        return rc == SQLITE_DONE ? check_found(db, t, id, err) : fail_row(db, t, rc, "remove", err);
+}
+
+/* One that the table has. */
+static const struct column *find_column(const struct table *t, const char *name) {
+        const struct column *c = t->columns;
+        while (!str_eq(c->name, name))
+                c++;
+        return c;
+}
+
+bool db_row_holder(struct db *db, const struct table *t, const void *row, const char *a, const char *b,
+                   char ret[UUID_LEN + 1]) {
+        const struct column *first = find_column(t, a), *second = find_column(t, b);
+        sqlite3_stmt *s = NULL;
+        bool found = false;
+        _cleanup_free_ char *sql =
+                str_printf("SELECT id FROM %s WHERE %s = ?1 AND %s = ?2 AND id <> ?3", t->name, a, b);
+        if (sql && sqlite3_prepare_v2(db->conn, sql, -1, &s, NULL) == SQLITE_OK && bind_column(s, 1, first, row) == 0 &&
+            bind_column(s, 2, second, row) == 0 && bind_column(s, 3, &t->columns[0], row) == 0 &&
+            sqlite3_step(s) == SQLITE_ROW) {
+                const char *id = (const char *) sqlite3_column_text(s, 0);
+                found = id && snprintf(ret, UUID_LEN + 1, "%s", id) > 0;
+        }
+        sqlite3_finalize(s);
+        return found;
+}
+
+/* -EINVAL: not what this program writes there; -ENOMEM. */
+static int read_text(sqlite3_stmt *s, int at, const struct column *c, void *to) {
+        if (sqlite3_column_type(s, at) == SQLITE_NULL)
+                return c->kind == COLUMN_TEXT && (c->flags & COLUMN_NULL) ? 0 : -EINVAL;
+        if (sqlite3_column_type(s, at) != SQLITE_TEXT)
+                return -EINVAL;
+        const char *text = (const char *) sqlite3_column_text(s, at);
+        if (!text)
+                return -ENOMEM;
+        size_t n = (size_t) sqlite3_column_bytes(s, at);
+        if (!text_valid(c, text, n))
+                return -EINVAL;
+        if (c->kind == COLUMN_TEXT)
+                return str_replace(to, text);
+        memcpy(to, text, n + 1);
+        return 0;
+}
+
+static int read_name(sqlite3_stmt *s, int at, const struct column *c, unsigned *ret) {
+        if (sqlite3_column_type(s, at) != SQLITE_TEXT)
+                return -EINVAL;
+        const char *text = (const char *) sqlite3_column_text(s, at);
+        for (unsigned i = 0; i <= c->max; i++)
+                if (str_eq(text, c->names[i])) {
+                        *ret = i;
                         return 0;
                 }
-        return -EINVAL;
+        return text ? -EINVAL : -ENOMEM;
 }
 
-void ws_row_clear(struct ws_row *r) {
-        free(r->name);
-        free(r->base_image);
-        free(r->owner);
-        free(r->last_error);
-        *r = (struct ws_row){0};
-}
-
-int ws_row_copy(struct ws_row *to, const struct ws_row *from) {
-        _cleanup_ws_row_ struct ws_row copy = *from;
-        copy.name = copy.base_image = copy.owner = copy.last_error = NULL;
-        if (str_replace(&copy.name, from->name) < 0 || str_replace(&copy.base_image, from->base_image) < 0 ||
-            str_replace(&copy.owner, from->owner) < 0 || str_replace(&copy.last_error, from->last_error) < 0)
-                return -ENOMEM;
-        *to = copy;
-        copy = (struct ws_row){0};
-        return 0;
-}
-
-void ws_rows_clear(struct ws_rows *r) {
-        for (size_t i = 0; i < r->n; i++)
-                ws_row_clear(&r->v[i]);
-        free(r->v);
-        *r = (struct ws_rows){0};
-}
-
-/* Texts are bound without a copy: the row outlives the step. A NULL text binds as NULL, which NOT NULL columns refuse.
- * True when one could not be bound. */
-static bool bind_mutable(sqlite3_stmt *s, const struct ws_row *row) {
-        int bad = sqlite3_bind_text(s, PARAM(COL_ID), row->id, -1, SQLITE_STATIC);
-        bad |= sqlite3_bind_text(s, PARAM(COL_STATE), ws_state_name(row->state), -1, SQLITE_STATIC);
-        bad |= sqlite3_bind_text(s, PARAM(COL_OWNER), row->owner, -1, SQLITE_STATIC);
-        bad |= sqlite3_bind_int64(s, PARAM(COL_STARTED_MS), row->started_ms);
-        if (row->has_proc) {
-                bad |= sqlite3_bind_int64(s, PARAM(COL_PROC_PID), row->proc.pid);
-                bad |= sqlite3_bind_int64(s, PARAM(COL_PROC_START), (int64_t) row->proc.start_ticks);
-                bad |= sqlite3_bind_text(s, PARAM(COL_PROC_BOOT), row->proc.boot_id, -1, SQLITE_STATIC);
-        }
-        bad |= sqlite3_bind_text(s, PARAM(COL_LAST_ERROR), row->last_error, -1, SQLITE_STATIC);
-        bad |= sqlite3_bind_int(s, PARAM(COL_ALLOW_INTERNET), row->allow_internet);
-        return bad;
-}
-
-static bool bind_fixed(sqlite3_stmt *s, const struct ws_row *row) {
-        int bad = sqlite3_bind_text(s, PARAM(COL_NAME), row->name, -1, SQLITE_STATIC);
-        bad |= sqlite3_bind_text(s, PARAM(COL_BASE_IMAGE), row->base_image, -1, SQLITE_STATIC);
-        bad |= sqlite3_bind_int64(s, PARAM(COL_VCPUS), row->vcpus);
-        bad |= sqlite3_bind_int64(s, PARAM(COL_MEMORY_MB), row->memory_mb);
-        bad |= sqlite3_bind_int64(s, PARAM(COL_DISK_GB), row->disk_gb);
-        bad |= sqlite3_bind_int64(s, PARAM(COL_ADDRESS), row->address);
-        bad |= sqlite3_bind_text(s, PARAM(COL_MAC), row->mac, -1, SQLITE_STATIC);
-        bad |= sqlite3_bind_int64(s, PARAM(COL_CREATED_MS), row->created_ms);
-        return bad;
-}
-
-/* Ends the use of a kept statement: its locks are let go and the bound texts forgotten. */
-static void stmt_done(sqlite3_stmt **s) {
-        sqlite3_reset(*s);
-        sqlite3_clear_bindings(*s);
-}
-#define _cleanup_stmt_ _cleanup_(stmt_done)
-
-/*
- * Runs a bound statement that writes. When the disk is full, what the write-ahead log holds goes into the database and
- * the log is written from its start again, which takes no new space: so workspaces can still be stopped and destroyed,
- * which is what makes room.
- */
-static int step_write(struct db *db, sqlite3_stmt *s) {
-        int rc = sqlite3_step(s);
-        bool full =
-                (rc & 0xff) == SQLITE_FULL || ((rc & 0xff) == SQLITE_IOERR && sqlite3_system_errno(db->conn) == ENOSPC);
-        if (!full)
-                return rc;
-        sqlite3_reset(s);
-        if (sqlite3_wal_checkpoint_v2(db->conn, NULL, SQLITE_CHECKPOINT_RESTART, NULL, NULL) != SQLITE_OK)
-                return rc;
-        return sqlite3_step(s);
-}
-
-/* The id in the first column of a lookup; "" when there is none. */
-static void lookup_id(sqlite3_stmt *bound, char ret[UUID_LEN + 1]) {
-        const char *id = sqlite3_step(bound) == SQLITE_ROW ? (const char *) sqlite3_column_text(bound, 0) : NULL;
-        snprintf(ret, UUID_LEN + 1, "%s", id ? id : "");
-}
-
-static int fail_taken(struct db *db, const struct ws_row *row, struct error *err) {
-        char id[UUID_LEN + 1];
-        {
-                _cleanup_stmt_ sqlite3_stmt *s = db->stmts[STMT_WS_BY_NAME];
-                sqlite3_bind_text(s, 1, row->name, -1, SQLITE_STATIC);
-                lookup_id(s, id);
-        }
-        if (*id) {
-                int r = error_set(err, ERROR_CONFLICT, "There is a workspace named \"%s\" already: %s", row->name, id);
-                error_hint(err, "Use that one, or choose another name.");
-                return r;
-        }
-        {
-                _cleanup_stmt_ sqlite3_stmt *s = db->stmts[STMT_WS_BY_ADDRESS];
-                sqlite3_bind_int64(s, 1, row->address);
-                lookup_id(s, id);
-        }
-        if (*id)
-                return error_set(err, ERROR_CONFLICT, "The address of the new workspace is in use by %s", id);
-        return error_set(err, ERROR_CONFLICT, "Workspace %s or its MAC %s exists already", row->id, row->mac);
-}
-
-int db_ws_insert(struct db *db, const struct ws_row *row, struct error *err) {
-        LOCK(&db->lock);
-        int rc;
-        {
-                _cleanup_stmt_ sqlite3_stmt *s = db->stmts[STMT_WS_INSERT];
-                bool bound = !bind_mutable(s, row) && !bind_fixed(s, row);
-                rc = bound ? step_write(db, s) : sqlite3_errcode(db->conn);
-                if (rc != SQLITE_DONE && rc != SQLITE_CONSTRAINT_UNIQUE)
-                        return db_fail(db, rc, "store the workspace", err);
-        }
-        if (rc != SQLITE_DONE)
-                return fail_taken(db, row, err);
-        /* The database file grows now, while there is room, and not when step_write() needs it to. It does not
-         * matter if it fails: the row is safe in the log. */
-        (void) sqlite3_wal_checkpoint_v2(db->conn, NULL, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
-        return 0;
-}
-
-/* Runs a bound statement that must change exactly one row. */
-static int step_one(struct db *db, sqlite3_stmt *s, const char *id, const char *what, struct error *err) {
-        int rc = step_write(db, s);
-        if (rc != SQLITE_DONE)
-                return db_fail(db, rc, what, err);
-        if (sqlite3_changes(db->conn) != 1)
-                return error_set(err, ERROR_NOT_FOUND, "The state store has no workspace %s", id);
-        return 0;
-}
-
-int db_ws_update(struct db *db, const struct ws_row *row, struct error *err) {
-        LOCK(&db->lock);
-        _cleanup_stmt_ sqlite3_stmt *s = db->stmts[STMT_WS_UPDATE];
-        if (bind_mutable(s, row))
-                return db_fail(db, sqlite3_errcode(db->conn), "store the workspace", err);
-        return step_one(db, s, row->id, "store the workspace", err);
-}
-
-int db_ws_delete(struct db *db, const char *id, struct error *err) {
-        LOCK(&db->lock);
-        _cleanup_stmt_ sqlite3_stmt *s = db->stmts[STMT_WS_DELETE];
-        int rc = sqlite3_bind_text(s, 1, id, -1, SQLITE_STATIC);
-        if (rc != SQLITE_OK)
-                return db_fail(db, rc, "remove the workspace", err);
-        return step_one(db, s, id, "remove the workspace", err);
-}
-
-static const char *text(sqlite3_stmt *s, int column) {
-        return (const char *) sqlite3_column_text(s, column);
-}
-
-/* Copies a text into a fixed field; -EINVAL when it is not there or does not fit. */
-static int fixed_text(sqlite3_stmt *s, int column, char *to, size_t size) {
-        const char *from = text(s, column);
-        if (!from || strlen(from) >= size)
+static int read_number(sqlite3_stmt *s, int at, const struct column *c, void *to) {
+        int64_t v = sqlite3_column_int64(s, at);
+        if (sqlite3_column_type(s, at) != SQLITE_INTEGER || !number_valid(c, v))
                 return -EINVAL;
-        memcpy(to, from, strlen(from) + 1);
+        if (c->kind == COLUMN_BOOL)
+                *(bool *) to = v;
+        else if (c->kind == COLUMN_INT)
+                *(int *) to = (int) v;
+        else if (c->kind == COLUMN_UINT)
+                *(unsigned *) to = (unsigned) v;
+        else
+                *(int64_t *) to = v;
         return 0;
 }
 
-static int small_number(sqlite3_stmt *s, int column, unsigned *ret) {
-        int64_t v = sqlite3_column_int64(s, column);
-        if (v < 0 || v > UINT32_MAX)
-                return -EINVAL;
-        *ret = (unsigned) v;
+static int read_nothing(sqlite3_stmt *s, int at) {
+        return sqlite3_column_type(s, at) == SQLITE_NULL ? 0 : -EINVAL;
+}
+
+/* The row under the cursor, into zeros. -EINVAL with the name of the column, -ENOMEM: what was read must be cleared. */
+static int read_row(sqlite3_stmt *s, const struct table *t, void *row, const char **ret_bad) {
+        for (unsigned i = 0; i < t->n_columns; i++) {
+                const struct column *c = &t->columns[i];
+                int at = (int) i;
+                void *to = (char *) row + c->at;
+                if (c->flags & COLUMN_GIVEN)
+                        *(bool *) ((char *) row + c->given) = sqlite3_column_type(s, at) != SQLITE_NULL;
+                int r = !is_given(c, row) ? read_nothing(s, at)
+                        : is_text(c)      ? read_text(s, at, c, to)
+                        : c->names        ? read_name(s, at, c, to)
+                                          : read_number(s, at, c, to);
+                if (r < 0) {
+                        *ret_bad = c->name;
+                        return r;
+                }
+        }
         return 0;
 }
 
-static int read_proc(sqlite3_stmt *s, struct ws_row *row) {
-        row->has_proc = sqlite3_column_type(s, COL_PROC_PID) != SQLITE_NULL;
-        if (!row->has_proc)
-                return 0;
-        int64_t pid = sqlite3_column_int64(s, COL_PROC_PID);
-        if (pid <= 1 || pid > INT32_MAX)
-                return -EINVAL;
-        row->proc.pid = (pid_t) pid;
-        row->proc.start_ticks = (uint64_t) sqlite3_column_int64(s, COL_PROC_START);
-        return fixed_text(s, COL_PROC_BOOT, row->proc.boot_id, sizeof(row->proc.boot_id));
-}
-
-/* The row under the cursor. -EINVAL: not as this program writes it; -ENOMEM. */
-static int read_row(sqlite3_stmt *s, struct ws_row *ret) {
-        _cleanup_ws_row_ struct ws_row row = {
-                .allow_internet = sqlite3_column_int(s, COL_ALLOW_INTERNET),
-                .created_ms = sqlite3_column_int64(s, COL_CREATED_MS),
-                .started_ms = sqlite3_column_int64(s, COL_STARTED_MS),
-        };
-        if (fixed_text(s, COL_ID, row.id, sizeof(row.id)) < 0 || !uuid_valid(row.id) ||
-            fixed_text(s, COL_MAC, row.mac, sizeof(row.mac)) < 0 ||
-            ws_state_parse(text(s, COL_STATE), &row.state) < 0 || small_number(s, COL_VCPUS, &row.vcpus) < 0 ||
-            small_number(s, COL_MEMORY_MB, &row.memory_mb) < 0 || small_number(s, COL_DISK_GB, &row.disk_gb) < 0 ||
-            small_number(s, COL_ADDRESS, &row.address) < 0 || read_proc(s, &row) < 0)
-                return -EINVAL;
-        if (str_replace(&row.name, text(s, COL_NAME)) < 0 ||
-            str_replace(&row.base_image, text(s, COL_BASE_IMAGE)) < 0 ||
-            str_replace(&row.owner, text(s, COL_OWNER)) < 0 ||
-            str_replace(&row.last_error, text(s, COL_LAST_ERROR)) < 0)
-                return -ENOMEM;
-        *ret = row;
-        row = (struct ws_row){0};
-        return 0;
-}
-
-static int rows_add(struct ws_rows *rows, size_t *cap, sqlite3_stmt *s) {
-        if (rows->n >= WS_ROWS_MAX)
+/* Adds the row under the cursor to an array. */
+static int list_add(void **rows, size_t *n, size_t *cap, sqlite3_stmt *s, const struct table *t, const char **ret_bad) {
+        if (*n >= ROWS_MAX)
                 return -E2BIG;
-        if (rows->n == *cap) {
+        if (*n == *cap) {
                 size_t grown = *cap ? *cap * 2 : 16;
-                struct ws_row *v = reallocarray(rows->v, grown, sizeof(*v));
+                void *v = reallocarray(*rows, grown, t->row_size);
                 if (!v)
                         return -ENOMEM;
-                rows->v = v;
+                *rows = v;
                 *cap = grown;
         }
-        int r = read_row(s, &rows->v[rows->n]);
-        if (r >= 0)
-                rows->n++;
+        void *row = (char *) *rows + *n * t->row_size;
+        memset(row, 0, t->row_size);
+        int r = read_row(s, t, row, ret_bad);
+        if (r < 0)
+                db_row_clear(t, row);
+        else
+                (*n)++;
         return r;
 }
 
-int db_ws_list(struct db *db, struct ws_rows *ret, struct error *err) {
-        _cleanup_(ws_rows_clear) struct ws_rows rows = {0};
-        size_t cap = 0;
-        LOCK(&db->lock);
-        _cleanup_stmt_ sqlite3_stmt *s = db->stmts[STMT_WS_LIST];
+static int fail_strange(struct db *db, const struct table *t, sqlite3_stmt *s, const char *bad, struct error *err) {
+        const char *id = (const char *) sqlite3_column_text(s, 0);
+        int r = error_set(err, ERROR_INTERNAL, "The state store %s has a row for %s \"%s\" that makes no sense: its %s",
+                          db->path, t->what, uuid_valid(id) ? id : "?", bad);
+        error_hint(err, "It was written by another program or another version. Put back a copy of it.");
+        return r;
+}
 
+void db_row_list_free(const struct table *t, void *rows, size_t n) {
+        for (size_t i = 0; i < n; i++)
+                db_row_clear(t, (char *) rows + i * t->row_size);
+        free(rows);
+}
+
+static int list(struct db *db, const struct table *t, void **rows, size_t *n, struct error *err) {
+        _cleanup_stmt_ sqlite3_stmt *s = table_stmt(db, t, ROW_LIST);
+        size_t cap = 0;
         for (;;) {
+                const char *bad = NULL;
                 int rc = sqlite3_step(s);
                 if (rc == SQLITE_DONE)
-                        break;
+                        return 0;
                 if (rc != SQLITE_ROW)
-                        return db_fail(db, rc, "read the workspaces", err);
-                int r = rows_add(&rows, &cap, s);
-                if (r == -EINVAL) {
-                        const char *id = text(s, COL_ID);
-                        r = error_set(err, ERROR_INTERNAL,
-                                      "The state store %s has a row for workspace \"%s\" that makes "
-                                      "no sense",
-                                      db->path, id ? id : "");
-                        error_hint(err, "It was written by another program or another version. Put back a copy of it.");
-                        return r;
-                }
+                        return fail_row(db, t, rc, "read", err);
+                int r = list_add(rows, n, &cap, s, t, &bad);
+                if (r == -EINVAL)
+                        return fail_strange(db, t, s, bad, err);
                 if (r < 0)
-                        return error_set_errno(err, -r, "Cannot read the workspaces of %s", db->path);
+                        return error_set_errno(err, -r, "Cannot read the table %s of %s", t->name, db->path);
+        }
+}
+
+int db_row_list(struct db *db, const struct table *t, void **ret, size_t *ret_n, struct error *err) {
+        void *rows = NULL;
+        size_t n = 0;
+        LOCK(&db->lock);
+        int r = list(db, t, &rows, &n, err);
+        if (r < 0) {
+                db_row_list_free(t, rows, n);
+                return r;
         }
         *ret = rows;
-        rows = (struct ws_rows){0};
+        *ret_n = n;
         return 0;
 }

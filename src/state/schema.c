@@ -28,7 +28,82 @@ static const char schema_1[] = "CREATE TABLE workspaces ("
                                "     AND (proc_pid IS NULL) = (proc_boot IS NULL))"
                                ") STRICT;";
 
-static const char *const migrations_sql[] = {schema_1};
+/*
+ * The workspaces get their snapshots and templates. The table is made anew: a column that is added to one cannot both
+ * be NOT NULL and take its value from another column. An existing disk has the name of its workspace.
+ *
+ * Snapshots do not refer to workspaces by a foreign key: one stays for as long as something stands on it, also when its
+ * workspace is gone. NULL names do not collide.
+ */
+static const char schema_2[] = "CREATE TABLE workspaces_2 ("
+                               "  seq INTEGER PRIMARY KEY,"
+                               "  id TEXT NOT NULL UNIQUE,"
+                               "  name TEXT NOT NULL UNIQUE,"
+                               "  state TEXT NOT NULL,"
+                               "  base_image TEXT NOT NULL,"
+                               "  vcpus INTEGER NOT NULL CHECK (vcpus > 0),"
+                               "  memory_mb INTEGER NOT NULL CHECK (memory_mb > 0),"
+                               "  disk_gb INTEGER NOT NULL CHECK (disk_gb > 0),"
+                               "  allow_internet INTEGER NOT NULL CHECK (allow_internet IN (0, 1)),"
+                               "  address INTEGER NOT NULL UNIQUE,"
+                               "  mac TEXT NOT NULL UNIQUE,"
+                               "  owner TEXT NOT NULL,"
+                               "  pooled INTEGER NOT NULL CHECK (pooled IN (0, 1)),"
+                               "  disk TEXT NOT NULL UNIQUE," /* two machines on one disk would ruin it */
+                               "  parent TEXT NOT NULL,"
+                               "  memory_base TEXT NOT NULL,"
+                               "  slot INTEGER NOT NULL CHECK (slot IN (0, 1)),"
+                               "  session TEXT,"
+                               "  origin_id TEXT NOT NULL,"
+                               "  origin_name TEXT,"
+                               "  origin_snapshot TEXT,"
+                               "  created_ms INTEGER NOT NULL,"
+                               "  started_ms INTEGER NOT NULL,"
+                               "  proc_pid INTEGER,"
+                               "  proc_start INTEGER,"
+                               "  proc_boot TEXT,"
+                               "  last_error TEXT,"
+                               "  CHECK (pooled = 0 OR owner = ''),"
+                               "  CHECK (origin_id <> '' OR (origin_name IS NULL AND origin_snapshot IS NULL)),"
+                               "  CHECK ((proc_pid IS NULL) = (proc_start IS NULL)"
+                               "     AND (proc_pid IS NULL) = (proc_boot IS NULL))"
+                               ") STRICT;"
+                               "INSERT INTO workspaces_2 (seq, id, name, state, base_image, vcpus, memory_mb, disk_gb,"
+                               "  allow_internet, address, mac, owner, pooled, disk, parent, memory_base, slot,"
+                               "  origin_id, created_ms, started_ms, proc_pid, proc_start, proc_boot, last_error)"
+                               " SELECT seq, id, name, state, base_image, vcpus, memory_mb, disk_gb,"
+                               "  allow_internet, address, mac, owner, 0, id, '', '', 0,"
+                               "  '', created_ms, started_ms, proc_pid, proc_start, proc_boot, last_error"
+                               " FROM workspaces;"
+                               "DROP TABLE workspaces;"
+                               "ALTER TABLE workspaces_2 RENAME TO workspaces;"
+
+                               "CREATE TABLE snapshots ("
+                               "  seq INTEGER PRIMARY KEY,"
+                               "  id TEXT NOT NULL UNIQUE,"
+                               "  workspace TEXT NOT NULL,"
+                               "  name TEXT,"
+                               "  state TEXT NOT NULL,"
+                               "  has_disk INTEGER NOT NULL CHECK (has_disk IN (0, 1)),"
+                               "  memory TEXT NOT NULL,"
+                               "  parent TEXT NOT NULL,"
+                               "  memory_base TEXT NOT NULL,"
+                               "  memory_key TEXT,"
+                               "  base_image TEXT,"
+                               "  vcpus INTEGER NOT NULL CHECK (vcpus >= 0),"
+                               "  memory_mb INTEGER NOT NULL CHECK (memory_mb >= 0),"
+                               "  disk_gb INTEGER NOT NULL CHECK (disk_gb >= 0),"
+                               "  session TEXT,"
+                               "  created_ms INTEGER NOT NULL,"
+                               "  used_ms INTEGER NOT NULL,"
+                               "  pause_us INTEGER NOT NULL CHECK (pause_us >= 0),"
+                               "  file_bytes INTEGER NOT NULL CHECK (file_bytes >= 0),"
+                               "  UNIQUE (workspace, name),"
+                               "  CHECK (memory = 'pages' OR memory_base = ''),"
+                               "  CHECK (base_image IS NOT NULL OR workspace = '')"
+                               ") STRICT;";
+
+static const char *const migrations_sql[] = {schema_1, schema_2};
 
 const struct migrations db_migrations = {migrations_sql, (unsigned) ARRAY_SIZE(migrations_sql)};
 
