@@ -54,7 +54,27 @@ int qcow2_header_read(int fd, struct qcow2_header *ret) {
                 r = read_at(fd, header.backing, size, offset);
                 if (r < 0)
                         return r;
+                header.backing_offset = offset;
         }
         *ret = header;
         return 0;
+}
+
+static int write_at(int fd, const void *data, size_t n, uint64_t offset) {
+        ssize_t put;
+        do
+                put = pwrite(fd, data, n, (off_t) offset);
+        while (put < 0 && errno == EINTR);
+        if (put < 0)
+                return -errno;
+        return (size_t) put == n ? 0 : -ENOSPC; /* the rest of so few bytes fails for no other reason */
+}
+
+int qcow2_backing_write(int fd, uint64_t backing_offset, const char *name) {
+        size_t n = strlen(name);
+        if (backing_offset == 0 || n > QCOW2_BACKING_MAX)
+                return -EINVAL;
+        uint32_t size = htobe32((uint32_t) n);
+        int r = write_at(fd, name, n, backing_offset);
+        return r < 0 ? r : write_at(fd, &size, sizeof(size), OFFSET_BACKING_SIZE);
 }

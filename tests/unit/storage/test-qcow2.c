@@ -3,49 +3,11 @@
 #include <dirent.h>
 #include <sys/stat.h>
 
-#include "base/json.h"
-#include "base/process.h"
-#include "state/scratch.h"
-#include "storage/make-image.h"
+#include "storage/disk-fixture.h"
 #include "storage/qcow2-header.h"
-#include "storage/storage.h"
 
-#define MIB ((uint64_t) 1 << 20)
-#define GIB ((uint64_t) 1 << 30)
 #define ID "3d1d9e8a-58b1-4e1c-9a4f-0f2d8a7c1e55"
 #define OTHER_ID "00000000-0000-4000-8000-000000000002"
-
-DEFINE_CLEANUP(struct storage *, storage_close)
-#define _cleanup_storage_ _cleanup_(storage_closep)
-
-struct fixture {
-        char *dir, *images, *disks;
-        struct image image;
-        struct storage *storage;
-};
-
-static void fixture_done(struct fixture *f) {
-        storage_close(f->storage);
-        image_clear(&f->image);
-        scratch_remove(&f->dir);
-        free(f->images);
-        free(f->disks);
-}
-#define _cleanup_fixture_ _cleanup_(fixture_done)
-
-static int fixture_make(struct fixture *f) {
-        f->dir = scratch_new();
-        if (!f->dir)
-                return -errno;
-        f->images = path_join(f->dir, "images");
-        f->disks = path_join(f->dir, "disks");
-        int r = image_make(f->images, "base", 64 * MIB, 1, "first version");
-        if (r >= 0)
-                r = image_find(f->images, "base", &f->image, NULL);
-        if (r >= 0)
-                r = storage_open_qcow2(f->disks, 0, &f->storage, NULL);
-        return r;
-}
 
 /* What qemu-img reads at the start of a disk, through all that it stands on. */
 static int disk_content(const char *path, char *ret, size_t n) {
