@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/sysinfo.h>
 
 static size_t memory_share(unsigned share) {
@@ -15,13 +16,16 @@ int agent_init(struct agent *a, const char *cgroup_mount, struct error *err) {
         sigset_t chld;
         int r;
 
-        *a = (struct agent){.initramfs_fd = -1, .null_fd = -1, .cgroups = CGROUPS_INIT};
+        *a = (struct agent){.initramfs_fd = -1, .null_fd = -1, .boot_id_fd = -1, .cgroups = CGROUPS_INIT};
         pthread_mutex_init(&a->lock, NULL);
         pthread_mutex_init(&a->files_lock, NULL);
         pthread_mutex_init(&a->fork_lock, NULL);
         cond_init(&a->idle);
         jobs_init(&a->jobs, MIN((size_t) SPOOLS_BYTES_MAX, memory_share(SPOOLS_MEMORY_SHARE)));
         env_store_init(&a->env);
+        freezer_init(&a->freezer);
+        workers_init(&a->request_workers, "request");
+        workers_init(&a->job_workers, "job");
         a->inputs.max = memory_share(AGENT_INPUTS_SHARE);
 
         sigemptyset(&chld);
@@ -55,17 +59,23 @@ fail:
 }
 
 void agent_free(struct agent *a) {
+        (void) freezer_thaw(&a->freezer); /* a request, or a command, may wait for that */
         pthread_mutex_lock(&a->lock);
         while (a->requests > 0)
                 cond_wait_until(&a->idle, &a->lock, DEADLINE_NEVER);
         pthread_mutex_unlock(&a->lock);
+        workers_free(&a->request_workers);
         jobs_free(&a->jobs);
+        workers_free(&a->job_workers);
         reaper_free(a->reaper);
         drainer_free(a->drainer);
         cgroups_close(&a->cgroups);
         env_store_free(&a->env);
+        freezer_free(&a->freezer);
+        explicit_bzero(a->session, sizeof(a->session));
         a->initramfs_fd = close_fd(a->initramfs_fd);
         a->null_fd = close_fd(a->null_fd);
+        a->boot_id_fd = close_fd(a->boot_id_fd);
         pthread_cond_destroy(&a->idle);
         pthread_mutex_destroy(&a->fork_lock);
         pthread_mutex_destroy(&a->files_lock);

@@ -8,9 +8,6 @@
 #include "base/str.h"
 #include "wire/wire.h"
 
-#define HOSTNAME_MAX 64 /* Linux: __NEW_UTS_LEN */
-#define MACHINE_ID_LEN 32
-
 #define invalid(err, ...) error_set(err, ERROR_INVALID_ARGUMENT, __VA_ARGS__)
 
 static int get_path(const json_t *o, const char **ret, struct error *err) {
@@ -137,7 +134,8 @@ int mount_root_args_parse(const json_t *o, struct mount_root_args *ret, struct e
         struct mount_root_args a = {.device = "/dev/vda"};
         int r;
 
-        if ((r = json_opt_str(o, "device", &a.device, err)) < 0 || (r = json_opt_bool(o, "grow", &a.grow, err)) < 0)
+        if ((r = json_opt_str(o, "device", &a.device, err)) < 0 || (r = json_opt_bool(o, "grow", &a.grow, err)) < 0 ||
+            (r = args_opt_range(o, "disk_bytes", 1, INT64_MAX, &a.disk_bytes, err)) < 0)
                 return r;
         if (!str_starts_with(a.device, "/dev/") || !name_valid(a.device + 5, ARGS_DEVICE_MAX, ""))
                 return invalid(err, "device \"%.100s\" is not of the form /dev/<name>", a.device);
@@ -214,8 +212,8 @@ static int parse_dns(const json_t *list, struct configure_args *a, struct error 
         return 0;
 }
 
-static bool machine_id_valid(const char *s) {
-        return strlen(s) == MACHINE_ID_LEN && strspn(s, "0123456789abcdef") == MACHINE_ID_LEN;
+static bool hex_valid(const char *s, size_t len) {
+        return strlen(s) == len && strspn(s, "0123456789abcdef") == len;
 }
 
 int configure_args_parse(const json_t *o, struct configure_args *ret, struct error *err) {
@@ -226,14 +224,18 @@ int configure_args_parse(const json_t *o, struct configure_args *ret, struct err
         if ((r = json_opt_str(o, "hostname", &a.hostname, err)) < 0 ||
             (r = json_opt_str(o, "machine_id", &a.machine_id, err)) < 0 ||
             (r = args_opt_range(o, "realtime_ns", 1, INT64_MAX, &a.realtime_ns, err)) < 0 ||
-            (r = json_opt_str(o, "entropy", &a.entropy, err)) < 0)
+            (r = json_opt_str(o, "entropy", &a.entropy, err)) < 0 ||
+            (r = json_opt_str(o, "session", &a.session, err)) < 0)
                 return r;
         if (a.hostname && (!name_valid(a.hostname, HOSTNAME_MAX, ".-_") || strchr("-.", a.hostname[0])))
                 return invalid(err,
                                "hostname \"%.100s\" must be 1 to %d of [A-Za-z0-9._-] and begin with a letter or digit",
                                a.hostname, HOSTNAME_MAX);
-        if (a.machine_id && !machine_id_valid(a.machine_id))
+        if (a.machine_id && !hex_valid(a.machine_id, MACHINE_ID_LEN))
                 return invalid(err, "machine_id must be %d lower-case hexadecimal digits", MACHINE_ID_LEN);
+        /* Never quoted: it is a secret. */
+        if (a.session && !hex_valid(a.session, WIRE_SESSION_LEN))
+                return invalid(err, "session must be %u lower-case hexadecimal digits", WIRE_SESSION_LEN);
         if (a.entropy && strlen(a.entropy) > ARGS_ENTROPY_MAX)
                 return invalid(err, "entropy is longer than %u characters", ARGS_ENTROPY_MAX);
         if (network && !json_is_null(network)) {
@@ -243,6 +245,18 @@ int configure_args_parse(const json_t *o, struct configure_args *ret, struct err
         }
         if (dns && !json_is_null(dns) && (r = parse_dns(dns, &a, err)) < 0)
                 return r;
+        *ret = a;
+        return 0;
+}
+
+int freeze_args_parse(const json_t *o, struct freeze_args *ret, struct error *err) {
+        struct freeze_args a = {.max_ms = -1};
+        int r = args_opt_range(o, "max_ms", 1, WIRE_FREEZE_MAX_MS, &a.max_ms, err);
+
+        if (r < 0)
+                return r;
+        if (a.max_ms < 0)
+                return invalid(err, "max_ms is missing");
         *ret = a;
         return 0;
 }

@@ -19,6 +19,8 @@
 #define ARGS_DNS_MAX 3 /* resolv.conf(5): MAXNS */
 #define ARGS_ENTROPY_MAX 4096u
 #define ARGS_DEVICE_MAX 32u
+#define MACHINE_ID_LEN 32
+#define HOSTNAME_MAX 64 /* Linux: __NEW_UTS_LEN */
 
 struct file_read_args {
         const char *path;
@@ -51,6 +53,7 @@ struct file_list_args {
 struct mount_root_args {
         const char *device; /* "/dev/<name>" */
         bool grow;
+        int64_t disk_bytes; /* 0: whatever it has */
 };
 
 struct net_args {
@@ -72,6 +75,11 @@ struct configure_args {
         bool has_dns;
         size_t n_dns;
         const char *dns[ARGS_DNS_MAX]; /* numeric IPv4 or IPv6 addresses */
+        const char *session;           /* WIRE_SESSION_LEN lower-case hexadecimal digits */
+};
+
+struct freeze_args {
+        int64_t max_ms;
 };
 
 /* An optional number in min..max; absent or null leaves *ret as it was. */
@@ -82,3 +90,4 @@ int file_edit_args_parse(const json_t *o, struct file_edit_args *ret, struct err
 int file_list_args_parse(const json_t *o, struct file_list_args *ret, struct error *err);
 int mount_root_args_parse(const json_t *o, struct mount_root_args *ret, struct error *err);
 int configure_args_parse(const json_t *o, struct configure_args *ret, struct error *err);
+int freeze_args_parse(const json_t *o, struct freeze_args *ret, struct error *err);

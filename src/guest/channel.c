@@ -7,12 +7,12 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include "base/file.h"
 #include "base/io.h"
+#include "guest/connection.h"
 #include "guest/console.h"
 #include "guest/uevent.h"
 #include "wire/handshake.h"
@@ -24,94 +24,72 @@
 
 /* ---- one connection ---- */
 
-struct connection {
-        struct agent *agent;
-        int lost_fd; /* eventfd */
-};
-
-static void connection_opened(void *arg, struct mux_stream *stream, json_t *request) {
-        struct connection *c = arg;
-
-        dispatch_opened(c->agent, stream, request);
-}
-
-static void connection_lost(void *arg, int err) {
-        struct connection *c = arg;
-
-        eventfd_write(c->lost_fd, 1);
-}
-
+/* Looks for a host's handshake in what is read. */
 struct seeker {
         struct handshake_scanner scanner;
-        uint8_t chunk[READ_CHUNK];
-        size_t len, used; /* of the chunk; what is behind `used` came after the handshake */
+        struct buf in;
+        size_t used; /* of it; what is behind that came after the handshake */
 };
+#define SEEKER_INIT ((struct seeker){.in = BUF_INIT(READ_CHUNK)})
 
-/* Runs a mux on fd (owned), which begins with what the seeker has left, until it is lost or `other` is readable. The
+static void seeker_clear(struct seeker *s) {
+        if (s->in.data)
+                explicit_bzero(s->in.data, s->in.cap); /* a hello has a secret */
+        buf_free(&s->in);
+        *s = SEEKER_INIT;
+}
+
+/* Serves a host on fd (owned), which begins with what the seeker has left, until it is lost or `other` is readable. The
  * seeker then has what came in the place of a frame. */
 static int serve_mux(struct agent *a, int fd, struct seeker *s, int other) {
         _cleanup_close_ int owned = fd;
-        struct connection c = {.agent = a, .lost_fd = eventfd(0, EFD_CLOEXEC)};
-        struct mux_callbacks cb = {.opened = connection_opened, .lost = connection_lost, .arg = &c};
-        _cleanup_error_ struct error err = ERROR_INIT;
-        _cleanup_json_ json_t *hello = json_object();
-        struct mux *mux = NULL;
-        int r;
+        _cleanup_connection_ struct connection *c = connection_new(a);
 
-        if (c.lost_fd < 0)
-                return -errno;
-        r = json_put(hello, "agent", json_string(AGENTISO_VERSION));
-        if (r == 0)
-                r = mux_start(TAKE_FD(owned), MUX_GUEST, s->chunk + s->used, s->len - s->used, hello, &cb, &mux, &err);
-        *s = (struct seeker){0};
-        if (r == 0) {
-                struct pollfd p[] = {{.fd = c.lost_fd, .events = POLLIN}, {.fd = other, .events = POLLIN}};
-
-                while (poll(p, ARRAY_SIZE(p), -1) < 0 && errno == EINTR)
-                        ;
-                s->len = mux_rest(mux, s->chunk, sizeof(s->chunk));
-                mux_unref(mux); /* joins its thread: no callback runs after this */
-        }
-        close_fd(c.lost_fd);
-        return r;
+        if (!c)
+                return -ENOMEM;
+        const struct mux_callbacks cb = connection_callbacks(c);
+        buf_consume(&s->in, s->used);
+        s->used = 0;
+        return mux_run(TAKE_FD(owned), MUX_GUEST, &cb, other, &s->in, NULL);
 }
 
 /* Looks at what was read. 1: a preamble came and was answered; 0: nothing yet; negative: fd is of no use. */
-static int seek_in_chunk(struct seeker *s, int fd) {
+static int seek_in_what_came(struct seeker *s, int fd) {
         struct op op = op_timeout(ANSWER_MS);
         uint8_t answer[HANDSHAKE_LEN];
         int r;
 
-        if (handshake_scan(&s->scanner, s->chunk, s->len, &s->used, answer) == 0) {
-                s->len = 0;
+        if (handshake_scan(&s->scanner, s->in.data, s->in.len, &s->used, answer) == 0) {
+                buf_clear(&s->in);
                 return 0;
         }
         r = write_full(fd, answer, sizeof(answer), &op);
-        if (r < 0) {
-                s->len = 0;
-                return r;
-        }
-        return 1;
+        if (r < 0)
+                seeker_clear(s);
+        return r < 0 ? r : 1;
 }
 
 /* Reads once, unless something is left to look at. 1: a preamble came and was answered; 0: nothing yet (-EAGAIN or
  * garbage); negative: fd is of no use. */
 static int seek_once(struct seeker *s, int fd) {
-        if (s->len == 0) {
-                ssize_t n = read(fd, s->chunk, sizeof(s->chunk));
+        if (s->in.len == 0) {
+                int r = buf_reserve(&s->in, READ_CHUNK);
+                if (r < 0)
+                        return r;
 
+                ssize_t n = read(fd, s->in.data, READ_CHUNK);
                 if (n < 0)
                         return -errno;
                 if (n == 0)
                         return -ENODATA;
-                s->len = (size_t) n;
+                s->in.len = (size_t) n;
         }
-        return seek_in_chunk(s, fd);
+        return seek_in_what_came(s, fd);
 }
 
 int channel_serve_once(struct agent *a, int fd, int other, const struct op *handshake) {
         _cleanup_close_ int owned = fd;
-        struct seeker s = {0};
+        _cleanup_(seeker_clear) struct seeker s = SEEKER_INIT;
         int r;
 
         do {
@@ -131,33 +109,46 @@ struct port_server {
         int fd;
 };
 
-static void *port_main(void *arg) {
-        struct port_server *p = arg;
-        struct epoll_event ev = {.events = EPOLLIN | EPOLLET};
-        _cleanup_close_ int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-        struct seeker s = {0};
+static bool is_readable(int fd) {
+        struct pollfd p = {.fd = fd, .events = POLLIN};
 
-        if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, p->fd, &ev) < 0)
-                console_die("cannot watch the port to the host: %s", strerror(errno));
-        for (;;) {
-                int r = seek_once(&s, p->fd);
+        return fd >= 0 && poll(&p, 1, 0) > 0;
+}
+
+int channel_serve_port(struct agent *a, int port, int other) {
+        struct epoll_event edge = {.events = EPOLLIN | EPOLLET}, level = {.events = EPOLLIN}, ev;
+        _cleanup_close_ int epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+        _cleanup_(seeker_clear) struct seeker s = SEEKER_INIT;
+
+        if (epoll_fd < 0 || epoll_ctl(epoll_fd, EPOLL_CTL_ADD, port, &edge) < 0 ||
+            (other >= 0 && epoll_ctl(epoll_fd, EPOLL_CTL_ADD, other, &level) < 0))
+                return -errno;
+        while (!is_readable(other)) {
+                int r = seek_once(&s, port);
 
                 if (r == 1) {
-                        int fd = fcntl(p->fd, F_DUPFD_CLOEXEC, 3);
+                        int fd = fcntl(port, F_DUPFD_CLOEXEC, 3);
 
-                        if (fd >= 0)
-                                r = serve_mux(p->agent, fd, &s, -1);
-                        else
-                                s.len = 0;
-                        if (fd < 0 || r < 0)
-                                console_say("cannot serve the host: %s", strerror(fd < 0 ? errno : -r));
+                        r = fd < 0 ? -errno : serve_mux(a, fd, &s, other);
+                        if (r < 0) {
+                                seeker_clear(&s);
+                                console_say("cannot serve the host: %s", strerror(-r));
+                        }
                 } else if (r == -EAGAIN || r == -ENODATA) {
                         while (epoll_wait(epoll_fd, &ev, 1, -1) < 0 && errno == EINTR)
                                 ;
                 } else if (r < 0 && r != -EINTR && r != -ETIMEDOUT && r != -EPIPE) {
-                        console_die("the port to the host is broken: %s", strerror(-r));
+                        return r;
                 }
         }
+        return 0;
+}
+
+static void *port_main(void *arg) {
+        struct port_server *p = arg;
+        int r = channel_serve_port(p->agent, p->fd, -1);
+
+        console_die("the port to the host is broken: %s", strerror(-r));
 }
 
 /* The port's device, "/dev/vport<N>p<M>". */

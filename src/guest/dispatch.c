@@ -2,16 +2,20 @@
 #include <string.h>
 #include <time.h>
 
-#include "guest/agent.h"
+#include "guest/connection.h"
 
 static const struct {
         const char *type;
         request_handler run;
         bool needs_root; /* the disk must be mounted: there is nothing to work on before */
+        bool for_all;    /* also for a host that has not got the secret */
 } handlers[] = {
-        {WIRE_REQ_INFO, handle_info, false},
+        {WIRE_REQ_INFO, handle_info, false, true},
         {WIRE_REQ_MOUNT_ROOT, handle_mount_root, false},
         {WIRE_REQ_CONFIGURE, handle_configure, false},
+        {WIRE_REQ_FREEZE, handle_freeze, true},
+        {WIRE_REQ_THAW, handle_thaw, true},
+        {WIRE_REQ_SYNC, handle_sync, true},
         {WIRE_REQ_EXEC, handle_exec, true},
         {WIRE_REQ_JOB_START, handle_job_start, true},
         {WIRE_REQ_JOB_READ, handle_job_read, true},
@@ -74,6 +78,13 @@ static void send_error(struct request *r, const struct error *err) {
                 mux_send_msg(r->stream, m, &op);
 }
 
+static int refuse_stranger(struct error *err) {
+        int r = error_set(err, ERROR_CONFLICT, "This agent belongs to another session");
+
+        error_hint(err, "The machine goes on from a saved state, or has another host: connect with its own secret.");
+        return r;
+}
+
 static int run(struct request *r, struct error *err) {
         const char *type;
         int k = json_get_str(r->args, "type", &type, err);
@@ -83,6 +94,8 @@ static int run(struct request *r, struct error *err) {
         for (size_t i = 0; i < ARRAY_SIZE(handlers); i++) {
                 if (strcmp(handlers[i].type, type) != 0)
                         continue;
+                if (!handlers[i].for_all && !connection_trusted(r->connection))
+                        return refuse_stranger(err);
                 if (handlers[i].needs_root && !agent_root_mounted(r->agent))
                         return error_set(err, ERROR_NOT_RUNNING, "The machine has no root file system yet");
                 return handlers[i].run(r, err);
@@ -98,6 +111,7 @@ static void request_free(struct request *r) {
         mux_stream_unref(r->stream);
         json_decref(r->args);
         json_decref(r->reply);
+        connection_unref(r->connection);
         free(r);
 
         LOCK(&a->lock);
@@ -129,8 +143,8 @@ static void advise(int r, struct error *err) {
         }
 }
 
-static void *request_main(void *arg) {
-        struct request *r = arg;
+static void request_main(struct work *work) {
+        struct request *r = (struct request *) work; /* its first member */
         _cleanup_error_ struct error err = ERROR_INIT;
         int k = run(r, &err);
 
@@ -143,7 +157,6 @@ static void *request_main(void *arg) {
                 request_send(r, WIRE_MSG_OK, TAKE_PTR(r->reply));
         }
         request_free(r);
-        return NULL;
 }
 
 static void refuse(struct mux_stream *stream, int err_no) {
@@ -154,8 +167,8 @@ static void refuse(struct mux_stream *stream, int err_no) {
         mux_stream_unref(stream);
 }
 
-void dispatch_opened(void *arg, struct mux_stream *stream, json_t *request) {
-        struct agent *a = arg;
+void dispatch_opened(struct connection *c, struct mux_stream *stream, json_t *request) {
+        struct agent *a = c->agent;
         struct request *r = calloc(1, sizeof(*r));
         int k;
 
@@ -164,12 +177,19 @@ void dispatch_opened(void *arg, struct mux_stream *stream, json_t *request) {
                 refuse(stream, -ENOMEM);
                 return;
         }
-        *r = (struct request){.agent = a, .stream = stream, .args = request, .reply = json_object()};
+        *r = (struct request){
+                .work = {.run = request_main},
+                .agent = a,
+                .connection = connection_ref(c),
+                .stream = stream,
+                .args = request,
+                .reply = json_object(),
+        };
         pthread_mutex_lock(&a->lock);
         a->requests++;
         pthread_mutex_unlock(&a->lock);
 
-        k = r->reply ? thread_start_detached("request", request_main, r) : -ENOMEM;
+        k = r->reply ? workers_run(&a->request_workers, &r->work) : -ENOMEM;
         if (k < 0) {
                 refuse(mux_stream_ref(stream), k);
                 request_free(r);

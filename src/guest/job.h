@@ -27,6 +27,7 @@
 #include "guest/job_args.h"
 #include "guest/reap.h"
 #include "guest/spool.h"
+#include "guest/workers.h"
 #include "wire/wire.h"
 
 #define JOB_KILL_MAX_MS 5000 /* for a killed tree to be gone */
@@ -64,6 +65,7 @@ struct job_stream {
 enum { JOB_OUT, JOB_ERR, JOB_STREAMS };
 
 struct job {
+        struct work work; /* of its thread */
         struct agent *agent;
         atomic_uint refs;
         bool pty;

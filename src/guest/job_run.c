@@ -175,11 +175,11 @@ static void finish(struct run *run) {
                 job_settle(j);
 }
 
-static void *job_main(void *arg) {
+static void job_main(struct work *work) {
         struct run run;
         struct jobs *jobs;
 
-        run.job = arg;
+        run.job = (struct job *) work; /* its first member */
         run.ended_ns = run.news_ns = 0;
         run.deadline = run.job->deadline;
         run.expired = run.hung = false;
@@ -189,14 +189,14 @@ static void *job_main(void *arg) {
         finish(&run);
         job_unref(run.job);
         jobs_thread_over(jobs);
-        return NULL;
 }
 
 int job_run(struct job *j) {
         int r;
 
         jobs_thread_begun(&j->agent->jobs);
-        r = thread_start_detached("job", job_main, job_ref(j));
+        j->work.run = job_main;
+        r = workers_run(&j->agent->job_workers, &job_ref(j)->work);
         if (r < 0) {
                 jobs_thread_over(&j->agent->jobs);
                 job_unref(j);

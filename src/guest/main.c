@@ -7,8 +7,10 @@
 
 #include "guest/channel.h"
 #include "guest/console.h"
+#include "guest/identity.h"
 #include "guest/init.h"
 #include "guest/modules.h"
+#include "guest/netlink.h"
 #include "guest/priority.h"
 #include "guest/uevent.h"
 
@@ -30,6 +32,7 @@ static void *load_rest(void *arg) {
 
         load(agent->initramfs_fd, "rng", false);
         load(agent->initramfs_fd, "net", false);
+        net_prepare();
         return NULL;
 }
 
@@ -46,12 +49,12 @@ static void start(struct agent *agent) {
         init_limits();
         if (agent_init(agent, CGROUP_MOUNT, &err) < 0)
                 console_die("%s", error_message(&err));
+        identity_init(agent);
         agent->initramfs_fd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
         uevents = uevent_open();
         if (agent->initramfs_fd < 0 || uevents < 0)
                 console_die("cannot start: %s", strerror(errno));
 
-        /* The disk's driver is not among them: see root.c. */
         load(agent->initramfs_fd, "core", true);
         if (thread_start(&rest, "modules", load_rest, agent) < 0)
                 console_die("cannot start a thread");
@@ -61,11 +64,24 @@ static void start(struct agent *agent) {
 
         if (channels_open(&channels, uevents, &op, &err) < 0)
                 console_die("%s", error_message(&err));
-        /* A host that is answered may take a memory image: every driver but the disk's belongs into it. */
+        /* A host that is answered may take a memory image: every driver belongs into it. */
         pthread_join(rest, NULL);
+        if (modules_park(agent->initramfs_fd, "disk", &err) < 0)
+                console_die("%s", error_message(&err));
+        /* The identity that a copy of this machine is given is a request, and a part of one beside it. */
+        if (workers_prepare(&agent->request_workers) < 0 || workers_prepare(&agent->request_workers) < 0 ||
+            workers_prepare(&agent->job_workers) < 0)
+                console_die("cannot start a thread");
         if (channels_serve(&channels, agent, &err) < 0)
                 console_die("%s", error_message(&err));
         console_say("version %s is ready", AGENTISO_VERSION);
+}
+
+/* What requests hold may be a secret: it does not stay in memory that is free. */
+static void wipe_and_free(void *p) {
+        if (p)
+                explicit_bzero(p, malloc_usable_size(p));
+        free(p);
 }
 
 #define MALLOC_KEEP (1024 * 1024) /* bytes */
@@ -88,6 +104,7 @@ int main(int argc, char **argv) {
         sigfillset(&all);
         sigprocmask(SIG_SETMASK, &all, NULL);
         priority_set(PRIORITY_AGENT);
+        json_set_alloc_funcs(malloc, wipe_and_free);
         /* The pieces of a transfer come and go by the thousand: taking their pages from the kernel anew each time would
          * cost more than moving the bytes. */
         (void) mallopt(M_MMAP_THRESHOLD, MALLOC_KEEP);

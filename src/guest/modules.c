@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "guest/modules.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -49,4 +50,39 @@ int modules_load(int root_fd, const char *group, struct error *err) {
                         return r;
         }
         return 0;
+}
+
+#define VIRTIO_BUS "/sys/bus/virtio"
+
+static int set_attribute(const char *path, const char *value) {
+        _cleanup_close_ int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+        return fd < 0 || write(fd, value, strlen(value)) < 0 ? -errno : 0;
+}
+
+int modules_park(int root_fd, const char *group, struct error *err) {
+        int r = set_attribute(VIRTIO_BUS "/drivers_autoprobe", "0");
+
+        if (r < 0)
+                return 0;
+        r = modules_load(root_fd, group, err);
+        if (set_attribute(VIRTIO_BUS "/drivers_autoprobe", "1") < 0 && r == 0)
+                r = error_set(err, ERROR_INTERNAL, "The drivers of virtio devices do not find them any more");
+        return r;
+}
+
+void modules_attach(void) {
+        DIR *dir = opendir(VIRTIO_BUS "/devices");
+        struct dirent *de;
+
+        while (dir && (de = readdir(dir))) {
+                char driver[sizeof(VIRTIO_BUS) + 300];
+
+                snprintf(driver, sizeof(driver), VIRTIO_BUS "/devices/%s/driver", de->d_name);
+                /* Of a device without a driver that is loaded, it stays as it is. */
+                if (de->d_name[0] != '.' && access(driver, F_OK) < 0)
+                        (void) set_attribute(VIRTIO_BUS "/drivers_probe", de->d_name);
+        }
+        if (dir)
+                closedir(dir);
 }

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -93,6 +94,8 @@ static unsigned first_card(void) {
         return best;
 }
 
+static atomic_uint prepared; /* the card that net_prepare() has found; 0: none */
+
 static bool card_there(void *arg) {
         unsigned *card = arg;
 
@@ -138,6 +141,7 @@ static int set_link(int fd, unsigned card, const struct net_args *n) {
 
 struct found {
         unsigned card;
+        bool ipv6; /* there are some of IPv6 */
         size_t n;
         struct {
                 struct in_addr address;
@@ -150,7 +154,10 @@ static void take_address(const struct nlmsghdr *h, void *arg) {
         struct found *f = arg;
         size_t left = IFA_PAYLOAD(h);
 
-        if (h->nlmsg_type != RTM_NEWADDR || a->ifa_index != f->card || a->ifa_family != AF_INET)
+        if (h->nlmsg_type != RTM_NEWADDR || a->ifa_index != f->card)
+                return;
+        f->ipv6 |= a->ifa_family == AF_INET6;
+        if (a->ifa_family != AF_INET)
                 return;
         for (const struct rtattr *t = IFA_RTA(a); RTA_OK(t, left) && f->n < ADDRESSES_MAX; t = RTA_NEXT(t, left))
                 if (t->rta_type == IFA_LOCAL && RTA_PAYLOAD(t) == sizeof(struct in_addr)) {
@@ -182,14 +189,17 @@ static int set_address(int fd, unsigned card, const struct net_args *n) {
         int r;
 
         message_init(&m, RTM_GETADDR, NLM_F_DUMP, sizeof(m.addr));
-        m.addr.ifa_family = AF_INET;
+        m.addr.ifa_family = AF_UNSPEC;
         r = talk(fd, &m, take_address, &f);
-        for (size_t i = 0; r == 0 && i < f.n; i++)
+        if (r == 0 && f.ipv6) /* the workload has turned it on */
+                disable_ipv6(card);
+        for (size_t i = 0; r == 0 && i < f.n; i++) {
                 if (f.list[i].address.s_addr != n->address.s_addr || f.list[i].prefix_len != n->prefix_len)
                         r = change_address(fd, card, RTM_DELADDR, f.list[i].address, f.list[i].prefix_len);
-        /* Removing an address takes its secondary ones along. */
-        if (r == -EADDRNOTAVAIL)
-                r = 0;
+                /* Removing an address takes its secondary ones along. */
+                if (r == -EADDRNOTAVAIL)
+                        r = 0;
+        }
         return r < 0 ? r : change_address(fd, card, RTM_NEWADDR, n->address, n->prefix_len);
 }
 
@@ -211,18 +221,33 @@ static int set_default_route(int fd, unsigned card, const struct net_args *n) {
         return r == -ESRCH && !n->has_gateway ? 0 : r;
 }
 
+void net_prepare(void) {
+        static const struct net_args as_it_is;
+        _cleanup_close_ int fd = open_rtnetlink();
+        unsigned card = first_card();
+
+        if (fd < 0 || card == 0)
+                return;
+        disable_ipv6(card);
+        if (set_link(fd, card, &as_it_is) == 0)
+                prepared = card;
+}
+
 int net_configure(const struct net_args *n, const struct op *op, struct error *err) {
         _cleanup_close_ int fd = open_rtnetlink();
-        unsigned card;
+        unsigned card = prepared;
         int r;
 
         if (fd < 0)
                 return error_set_errno(err, fd, "network: cannot talk to the kernel");
-        r = wait_card(&card, op);
-        if (r < 0)
-                return error_set_errno(err, r, "network: no card");
-        disable_ipv6(card);
-        r = set_link(fd, card, n);
+        r = card ? set_link(fd, card, n) : -ENODEV;
+        if (r == -ENODEV) {
+                r = wait_card(&card, op);
+                if (r < 0)
+                        return error_set_errno(err, r, "network: no card");
+                disable_ipv6(card);
+                r = set_link(fd, card, n);
+        }
         if (r < 0)
                 return error_set_errno(err, r, "network: cannot set the MAC address or bring the card up");
         r = set_address(fd, card, n);

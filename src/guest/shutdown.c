@@ -61,6 +61,8 @@ int handle_shutdown(struct request *req, struct error *err) {
 
         if (getpid() != 1)
                 return error_set(err, ERROR_UNSUPPORTED, "This agent is not the machine's first process");
+        /* What waits for a frozen file system cannot even be killed. */
+        (void) freezer_thaw(&req->agent->freezer);
         end_processes(req->agent);
         sync();
         unmount_others();

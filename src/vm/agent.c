@@ -10,8 +10,53 @@
 #include "wire/handshake.h"
 
 #define ENTROPY_BYTES 64u
+#define CLOCK_TRIES 5 /* to set the guest's clock: on a host that is busy, a try may be under way for too long */
 
-int agent_open(int fd, const struct op *op, struct agent **ret, struct error *err) {
+_Static_assert(SESSION_LEN == WIRE_SESSION_LEN, "a secret has one length");
+_Static_assert(ENTROPY_BYTES >= WIRE_ENTROPY_MIN, "so much makes the guest reseed its generator");
+
+/* Frees a message of ours that has secrets in it: its strings are overwritten. */
+static void put_away(json_t *msg) {
+        const char *key;
+        json_t *member;
+
+        json_object_foreach (msg, key, member)
+                if (json_is_string(member))
+                        explicit_bzero((char *) json_string_value(member), json_string_length(member));
+        json_decref(msg);
+}
+
+/* With our hello, which shows the guest the secret. */
+static int start_mux(int fd, const char *session, struct mux **ret, struct error *err) {
+        /* The guest opens no streams: without a callback, mux refuses them. */
+        const struct mux_callbacks nobody = {0};
+        json_t *hello = json_pack("{s:s*}", "session", session);
+        int r;
+
+        if (!hello) {
+                close_fd(fd);
+                return error_set_errno(err, ENOMEM, "Cannot connect to the agent");
+        }
+        r = mux_start(fd, MUX_HOST, NULL, 0, hello, &nobody, ret, err);
+        put_away(hello);
+        return r;
+}
+
+static int check_session(const json_t *hello, struct error *err) {
+        _cleanup_error_ struct error detail = ERROR_INIT;
+        bool ok = true;
+
+        if (json_opt_bool(hello, "session_ok", &ok, &detail) < 0)
+                return agent_protocol_error("connecting to it", &detail, err);
+        if (ok)
+                return 0;
+        error_set(err, ERROR_GUEST_UNREACHABLE,
+                  "The guest's agent belongs to another session: it was given a secret that this host has not got");
+        error_hint(err, "Stop and start the workspace: its agent is then a new one.");
+        return -EACCES;
+}
+
+int agent_open(int fd, const char *session, const struct op *op, struct agent **ret, struct error *err) {
         _cleanup_close_ int channel = fd;
 
         int r = handshake_host(channel, op, err);
@@ -19,13 +64,12 @@ int agent_open(int fd, const struct op *op, struct agent **ret, struct error *er
                 return r;
 
         _cleanup_mux_ struct mux *mux = NULL;
-        /* The guest opens no streams: without a callback, mux refuses them. */
-        const struct mux_callbacks nobody = {0};
-        r = mux_start(TAKE_FD(channel), MUX_HOST, NULL, 0, NULL, &nobody, &mux, err);
-        if (r < 0)
-                return r;
         _cleanup_json_ json_t *hello = NULL;
-        r = mux_hello(mux, op, &hello, err);
+        r = start_mux(TAKE_FD(channel), session, &mux, err);
+        if (r >= 0)
+                r = mux_hello(mux, op, &hello, err);
+        if (r >= 0)
+                r = check_session(hello, err);
         if (r < 0)
                 return r;
 
@@ -256,9 +300,17 @@ int agent_ask(struct agent *a, json_t *request, const char *doing, const struct 
 }
 
 int agent_mount_root(struct agent *a, const struct op *op, struct error *err) {
-        return agent_ask(a,
-                         json_pack("{s:s, s:s, s:b}", "type", WIRE_REQ_MOUNT_ROOT, "device", "/dev/vda", "grow", true),
-                         "mounting the root file system", op, NULL, err);
+        return agent_mount_root_of(a, 0, op, err);
+}
+
+int agent_mount_root_of(struct agent *a, uint64_t disk_bytes, const struct op *op, struct error *err) {
+        json_t *request = json_pack("{s:s, s:s, s:b}", "type", WIRE_REQ_MOUNT_ROOT, "device", "/dev/vda", "grow", true);
+
+        if (request && disk_bytes > 0 && json_put(request, "disk_bytes", json_integer((json_int_t) disk_bytes)) < 0) {
+                json_decref(request);
+                request = NULL;
+        }
+        return agent_ask(a, request, "mounting the root file system", op, NULL, err);
 }
 
 /* "network" of a configure request; an absent address leaves the network alone. */
@@ -286,25 +338,133 @@ static int put_entropy(json_t *request) {
         return r;
 }
 
-int agent_configure(struct agent *a, const struct agent_identity *id, const struct op *op, struct error *err) {
-        static const char doing[] = "giving the guest its identity";
+/* What an answer says of the guest's clock and generator. */
+struct configured {
+        int64_t ahead_ns; /* by so much more than our time we sent */
+        int64_t late_ns;  /* by so much the guest's clock was behind ours when the answer came */
+        int64_t round_ns; /* request to answer */
+        bool reseeded;
+};
+
+static int64_t realtime_ns(void) {
         struct timespec now;
 
-        _cleanup_json_ json_t *request = json_pack("{s:s, s:s*, s:s*}", "type", WIRE_REQ_CONFIGURE, "hostname",
-                                                   id->hostname, "machine_id", id->machine_id);
+        clock_gettime(CLOCK_REALTIME, &now);
+        return now.tv_sec * NSEC_PER_SEC + now.tv_nsec;
+}
+
+/*
+ * Sends a configure request (owned) with our time, taken last, so that it is as fresh as can be, and ret->ahead_ns
+ * more. The guest sets its clock first and reads it last. So by how much that reading is behind our clock when we have
+ * it is the time that request and answer were under way, less what we were ahead; the guest's clock is late by the
+ * request's share of that time, less what we were ahead.
+ */
+static int configure(struct agent *a, json_t *request, const char *doing, const struct op *op, struct configured *ret,
+                     struct error *err) {
+        _cleanup_json_ json_t *owned = request, *ok = NULL;
+        _cleanup_error_ struct error detail = ERROR_INIT;
+        int64_t theirs = 0;
+
+        const int64_t began = realtime_ns();
+        int r = json_put(owned, "realtime_ns", json_integer(began + ret->ahead_ns));
+        if (r < 0)
+                return error_set_errno(err, r, "Failed while %s", doing);
+        r = agent_ask(a, json_incref(owned), doing, op, &ok, err);
+        const int64_t ours = realtime_ns();
+        ret->round_ns = ours - began;
+        if (r < 0)
+                return r;
+        ret->reseeded = false;
+        if (json_get_int(ok, "realtime_ns", &theirs, &detail) < 0 ||
+            json_opt_bool(ok, "reseeded", &ret->reseeded, &detail) < 0)
+                return agent_protocol_error(doing, &detail, err);
+        if (__builtin_sub_overflow(ours, theirs, &ret->late_ns))
+                ret->late_ns = INT64_MAX;
+        return 0;
+}
+
+#define TOLERANCE_NS (CLOCK_TOLERANCE_MS * NSEC_PER_MSEC)
+
+/* The clock is late by something between -ahead and late. */
+static bool clock_is_right(const struct configured *c) {
+        return c->ahead_ns <= TOLERANCE_NS && c->late_ns >= -TOLERANCE_NS && c->late_ns <= TOLERANCE_NS;
+}
+
+/* Nothing speaks against it: no more is missing than the way there and back can have taken. */
+static bool clock_may_be_right(const struct configured *c) {
+        return c->late_ns >= -c->ahead_ns - TOLERANCE_NS && c->late_ns <= c->round_ns - c->ahead_ns + TOLERANCE_NS;
+}
+
+/*
+ * Sets the clock once more, alone: that takes less time than the whole identity. What we send is ahead by half of the
+ * time that the last try took, so that the error is small as well when that time is long (F. Cristian, Probabilistic
+ * clock synchronization, 1989). On a host so busy that it cannot be told to the tolerance, the best guess must do.
+ */
+static int correct_clock(struct agent *a, struct configured *c, const struct op *op, struct error *err) {
+        static const char doing[] = "setting the guest's clock";
+
+        for (unsigned tries = 1; !clock_is_right(c) && tries < CLOCK_TRIES; tries++) {
+                c->ahead_ns = clock_may_be_right(c) ? (c->late_ns + c->ahead_ns) / 2 : 0;
+                int r = configure(a, json_pack("{s:s}", "type", WIRE_REQ_CONFIGURE), doing, op, c, err);
+                if (r < 0)
+                        return r;
+        }
+        if (clock_may_be_right(c))
+                return 0;
+        error_set(err, ERROR_GUEST_UNREACHABLE, "The guest's clock is off by up to %lld ms after %d tries to set it",
+                  (long long) (c->late_ns / NSEC_PER_MSEC), CLOCK_TRIES);
+        error_hint(err, "Start the workspace anew; if that does not help, workspace_logs may say why.");
+        return -EPROTO;
+}
+
+int agent_configure(struct agent *a, const struct agent_identity *id, const struct op *op, struct error *err) {
+        static const char doing[] = "giving the guest its identity";
+        struct configured c = {0};
+
+        json_t *request = json_pack("{s:s, s:s*, s:s*, s:s*}", "type", WIRE_REQ_CONFIGURE, "hostname", id->hostname,
+                                    "machine_id", id->machine_id, "session", id->session);
         if (!request)
                 return error_set_errno(err, ENOMEM, "Failed while %s", doing);
         int r = put_network(request, id);
         if (r >= 0)
                 r = put_entropy(request);
-        if (r >= 0) {
-                /* Taken last, so that it is as fresh as can be. */
-                clock_gettime(CLOCK_REALTIME, &now);
-                r = json_put(request, "realtime_ns", json_integer(now.tv_sec * NSEC_PER_SEC + now.tv_nsec));
-        }
         if (r < 0)
-                return error_set_errno(err, r, "Failed while %s", doing);
-        return agent_ask(a, TAKE_PTR(request), doing, op, NULL, err);
+                error_set_errno(err, r, "Failed while %s", doing);
+        else
+                r = configure(a, json_incref(request), doing, op, &c, err);
+        put_away(request);
+        if (r < 0)
+                return r;
+        if (!c.reseeded) {
+                _cleanup_error_ struct error detail = ERROR_INIT;
+
+                error_set(&detail, ERROR_INTERNAL, "it does not say that its random number generator has a new seed");
+                return agent_protocol_error(doing, &detail, err);
+        }
+        return correct_clock(a, &c, op, err);
+}
+
+int agent_freeze(struct agent *a, unsigned max_ms, const struct op *op, bool *ret_frozen, struct error *err) {
+        static const char doing[] = "freezing the guest's file systems";
+        _cleanup_json_ json_t *ok = NULL;
+        _cleanup_error_ struct error detail = ERROR_INIT;
+
+        int r = agent_ask(a, json_pack("{s:s, s:i}", "type", WIRE_REQ_FREEZE, "max_ms", (int) max_ms), doing, op, &ok,
+                          err);
+        if (r < 0)
+                return r;
+        if (json_get_bool(ok, "frozen", ret_frozen, &detail) < 0)
+                return agent_protocol_error(doing, &detail, err);
+        return 0;
+}
+
+int agent_thaw(struct agent *a, const struct op *op, struct error *err) {
+        return agent_ask(a, json_pack("{s:s}", "type", WIRE_REQ_THAW), "thawing the guest's file systems", op, NULL,
+                         err);
+}
+
+int agent_sync(struct agent *a, const struct op *op, struct error *err) {
+        return agent_ask(a, json_pack("{s:s}", "type", WIRE_REQ_SYNC), "writing back the guest's files", op, NULL, err);
 }
 
 int agent_shutdown(struct agent *a, const struct op *op, struct error *err) {

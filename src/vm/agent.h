@@ -17,8 +17,9 @@
 
 struct agent;
 
-/* Takes the connected, non-blocking channel fd (also on failure), shakes hands, waits for the guest's hello. */
-int agent_open(int fd, const struct op *op, struct agent **ret, struct error *err);
+/* Takes the connected, non-blocking channel fd (also on failure), shakes hands, waits for the guest's hello. session:
+ * the secret that this agent was given last (NULL: none yet); with another one it serves nobody. */
+int agent_open(int fd, const char *session, const struct op *op, struct agent **ret, struct error *err);
 struct agent *agent_ref(struct agent *a);
 void agent_unref(struct agent *a); /* the last one closes the connection; accepts NULL */
 DEFINE_CLEANUP(struct agent *, agent_unref)
@@ -32,6 +33,9 @@ int agent_ping(struct agent *a, const struct op *op, int64_t *ret_ns, struct err
 
 /* Mounts the root file system and grows it to the disk: idempotent. */
 int agent_mount_root(struct agent *a, const struct op *op, struct error *err);
+/* The same once the disk has so many bytes: after vm_disk_resize() a guest that runs goes on seeing the old size for a
+ * moment, and would not grow. */
+int agent_mount_root_of(struct agent *a, uint64_t disk_bytes, const struct op *op, struct error *err);
 
 struct agent_identity {
         const char *hostname;
@@ -40,9 +44,22 @@ struct agent_identity {
         const char *address;    /* dotted quad */
         unsigned prefix_len;
         const char *gateway; /* NULL: none */
+        const char *session; /* SESSION_LEN hexadecimal digits; NULL: as it is */
 };
-/* Gives the guest its identity, the host's clock and 64 bytes of fresh entropy, in one request. */
+#define SESSION_LEN 32
+/* Gives the guest its identity, the host's clock and 64 bytes of fresh entropy, in one request, and a secret that
+ * connections after this one must have. Returns only when the guest has said that all of it is in force: that its
+ * generator was reseeded, that its clock is within CLOCK_TOLERANCE_MS of the host's (or, on a host that is too busy to
+ * tell, that nothing speaks against it). */
+#define CLOCK_TOLERANCE_MS 50
 int agent_configure(struct agent *a, const struct agent_identity *id, const struct op *op, struct error *err);
+/* Writes back what the guest has in memory and freezes its file systems (FIFREEZE), or, where that does not work,
+ * only writes back (*ret_frozen). They thaw by themselves after max_ms, or when this connection is lost. */
+int agent_freeze(struct agent *a, unsigned max_ms, const struct op *op, bool *ret_frozen, struct error *err);
+/* not_found: they had thawed by themselves, so what was done meanwhile was not done to frozen ones. */
+int agent_thaw(struct agent *a, const struct op *op, struct error *err);
+/* sync(2). */
+int agent_sync(struct agent *a, const struct op *op, struct error *err);
 /* Sync, unmount, power off. The connection is lost soon after. */
 int agent_shutdown(struct agent *a, const struct op *op, struct error *err);
 

@@ -3,6 +3,8 @@
 
 /* Frame codec: bytes to frames and back. No I/O. The decoder is fed bytes of a hostile peer. */
 
+#include <string.h>
+
 #include "base/buf.h"
 #include "wire/wire.h"
 
@@ -31,6 +33,11 @@ void frame_decoder_filled(struct frame_decoder *d, size_t n);
 size_t frame_decoder_pending(const struct frame_decoder *d);
 /* 1: a frame was put in *ret; 0: more bytes are needed; -EBADMSG: a length that no frame can have. */
 int frame_decoder_next(struct frame_decoder *d, struct frame *ret);
+
+/* Overwrites the payload, which may be a secret, once it was taken in. */
+static inline void frame_wipe(const struct frame *f) {
+        explicit_bzero((void *) f->payload, f->payload_len);
+}
 
 /* Appends one frame to out; payload in two parts, the second may be empty. -EMSGSIZE, -ENOBUFS, -ENOMEM. */
 int frame_encode(struct buf *out, enum wire_kind kind, uint32_t stream, const void *a, size_t a_len, const void *b,

@@ -55,6 +55,10 @@ int handshake_scan(struct handshake_scanner *s, const void *data, size_t n, size
         return 0;
 }
 
+bool handshake_ends(const void *data, size_t n) {
+        return n >= HANDSHAKE_LEN && memcmp((const uint8_t *) data + n - HANDSHAKE_LEN, host_magic, MAGIC_LEN) == 0;
+}
+
 /* The host's side of one handshake. */
 struct seeker {
         int fd;

@@ -52,9 +52,10 @@ int waiter_room(struct waiter *w, size_t mark) {
 
 static void mux_destroy(struct mux *m) {
         frame_decoder_free(&m->decoder);
-        buf_free(&m->out);
+        mux_out_free_locked(m);
         buf_free(&m->answers);
         json_decref(m->hello);
+        json_decref(m->own_hello);
         close_fd(m->fd);
         close_fd(m->wake_fd);
         pthread_cond_destroy(&m->cond);
@@ -90,34 +91,41 @@ struct mux *mux_new(int fd, enum mux_side side, const struct mux_callbacks *cb) 
         m->answers = BUF_INIT(WIRE_OUT_MAX);
         m->next_id = side == MUX_HOST ? 1 : 2;
         m->timeout_err = -ETIMEDOUT;
+        m->stop_fd = -1;
         frame_decoder_init(&m->decoder);
-        m->frame_due = DEADLINE_NEVER;
+        m->frame_due = m->quiet_due = DEADLINE_NEVER;
         pthread_mutex_init(&m->lock, NULL);
         cond_init(&m->cond);
         return m;
 }
 
-/* Our WIRE_HELLO, before the thread runs: it is the first frame. */
-static int send_hello(struct mux *m, json_t *extra) {
-        _cleanup_buf_ struct buf text = BUF_INIT(MUX_HELLO_MAX);
-        _cleanup_json_ json_t *hello = extra ? json_copy(extra) : json_object();
+int mux_send_hello(struct mux *m) {
+        _cleanup_json_ json_t *hello = TAKE_PTR(m->own_hello);
+        _cleanup_(buf_wipe) struct buf text = {0};
         int r;
 
-        if (!hello)
-                return -ENOMEM;
         r = json_put(hello, "type", json_string("hello"));
         if (r == 0)
                 r = json_put(hello, "version", json_integer(WIRE_VERSION));
         if (r == 0)
-                r = json_write(hello, &text);
+                r = mux_secret_text(hello, MUX_HELLO_MAX, &text);
         if (r < 0)
                 return r;
         LOCK(&m->lock);
         return mux_append_locked(m, WIRE_HELLO, 0, text.data, text.len, NULL, 0);
 }
 
-int mux_start(int fd, enum mux_side side, const void *early, size_t early_len, json_t *hello,
-              const struct mux_callbacks *cb, struct mux **ret, struct error *err) {
+/* Before the thread runs, unless it has to wait for the peer's. */
+static int prepare_hello(struct mux *m, json_t *extra) {
+        m->own_hello = extra ? json_copy(extra) : json_object();
+        if (!m->own_hello)
+                return -ENOMEM;
+        return m->cb.greeted ? 0 : mux_send_hello(m);
+}
+
+/* All but somebody who takes in what comes. */
+static int prepare(int fd, enum mux_side side, const void *early, size_t early_len, json_t *hello,
+                   const struct mux_callbacks *cb, struct mux **ret, struct error *err) {
         _cleanup_close_ int owned = fd;
         struct mux *m;
         int r;
@@ -132,19 +140,50 @@ int mux_start(int fd, enum mux_side side, const void *early, size_t early_len, j
 
         r = frame_decoder_feed(&m->decoder, early, early_len);
         if (r == 0)
-                r = send_hello(m, hello);
-        if (r == 0) {
-                atomic_fetch_add(&m->holds, 1);
-                r = thread_start(&m->thread, "mux", mux_thread, m);
-                if (r < 0)
-                        mux_hold_drop(m);
-        }
+                r = prepare_hello(m, hello);
         if (r < 0) {
+                error_set_errno(err, r, "Cannot start the connection to the %s", mux_peer_name(m));
                 mux_hold_drop(m);
-                return error_set_errno(err, r, "Cannot start the connection to the %s",
-                                       side == MUX_HOST ? "guest agent" : "host");
+                return r;
         }
         *ret = m;
+        return 0;
+}
+
+int mux_start(int fd, enum mux_side side, const void *early, size_t early_len, json_t *hello,
+              const struct mux_callbacks *cb, struct mux **ret, struct error *err) {
+        struct mux *m;
+        int r = prepare(fd, side, early, early_len, hello, cb, &m, err);
+
+        if (r < 0)
+                return r;
+        atomic_fetch_add(&m->holds, 1);
+        r = thread_start(&m->thread, "mux", mux_thread, m);
+        if (r < 0) {
+                error_set_errno(err, r, "Cannot start a thread for the connection to the %s", mux_peer_name(m));
+                mux_hold_drop(m);
+                mux_hold_drop(m);
+                return r;
+        }
+        *ret = m;
+        return 0;
+}
+
+int mux_run(int fd, enum mux_side side, const struct mux_callbacks *cb, int stop_fd, struct buf *bytes,
+            struct error *err) {
+        struct mux *m;
+        int r = prepare(fd, side, bytes->data, bytes->len, NULL, cb, &m, err);
+
+        buf_wipe(bytes);
+        if (r < 0)
+                return r;
+        m->stop_fd = stop_fd;
+        mux_serve(m);
+        /* Streams that somebody still holds keep the rest of it. */
+        buf_consume(&m->decoder.in, m->decoder.consumed);
+        *bytes = m->decoder.in;
+        frame_decoder_init(&m->decoder);
+        mux_hold_drop(m);
         return 0;
 }
 
@@ -188,17 +227,6 @@ void mux_shutdown(struct mux *m, int err) {
 bool mux_is_lost(struct mux *m) {
         LOCK(&m->lock);
         return m->lost;
-}
-
-size_t mux_rest(struct mux *m, void *data, size_t max) {
-        /* A thread that has ended does not touch the decoder any more. */
-        LOCK(&m->lock);
-        if (!m->ended)
-                return 0;
-        size_t n = MIN(max, m->decoder.in.len - m->decoder.consumed);
-        if (n > 0)
-                memcpy(data, m->decoder.in.data + m->decoder.consumed, n);
-        return n;
 }
 
 void mux_set_timeout_error(struct mux *m, int err) {

@@ -11,6 +11,8 @@
  * stream (closed with an error on both sides); one that breaks framing loses the connection.
  *
  * When the connection ends, each stream yields what it still holds, then MUX_LOST.
+ *
+ * Requests and hellos may hold secrets: their texts are overwritten once they are sent, or taken in.
  */
 
 #include <jansson.h>
@@ -26,6 +28,9 @@ struct mux_stream;
 enum mux_side { MUX_HOST, MUX_GUEST };
 
 struct mux_callbacks {
+        /* The peer's hello came; what this puts into `ours` goes with our own, which waits for this. Both are borrowed,
+         * and may be changed. Called on the mux thread, once, before `opened`. NULL: our hello does not wait. */
+        void (*greeted)(void *arg, json_t *theirs, json_t *ours);
         /* The peer opened a stream. Called on the mux thread: take the stream (one reference) and the request (owned)
          * to a thread of your own. NULL: such streams are refused with an `unsupported` error. */
         void (*opened)(void *arg, struct mux_stream *stream, json_t *request);
@@ -40,6 +45,13 @@ struct mux_callbacks {
  */
 int mux_start(int fd, enum mux_side side, const void *early, size_t early_len, json_t *hello,
               const struct mux_callbacks *cb, struct mux **ret, struct error *err);
+/*
+ * The same on the calling thread, which takes in what the peer sends until the connection is lost, or stop_fd (may be
+ * -1) is readable. bytes: what was read behind the handshake, and then what is left behind the last frame, where the
+ * peer's next handshake may be. 0 if there was a connection, however it ended.
+ */
+int mux_run(int fd, enum mux_side side, const struct mux_callbacks *cb, int stop_fd, struct buf *bytes,
+            struct error *err);
 struct mux *mux_ref(struct mux *m);
 /* The last reference closes the connection and joins its thread, so hold no lock that a callback takes. From inside a
  * callback it does not join: the thread then ends by itself after the callback. Accepts NULL. */
@@ -50,9 +62,6 @@ DEFINE_CLEANUP(struct mux *, mux_unref)
 /* Ends the connection now; streams see MUX_LOST, `lost` runs. From any thread. */
 void mux_shutdown(struct mux *m, int err);
 bool mux_is_lost(struct mux *m);
-/* Copies the bytes behind the last frame, the first max of them, of a connection that is lost: where a frame was
- * expected, they may be the peer's next handshake. How many. */
-size_t mux_rest(struct mux *m, void *data, size_t max);
 /* What waits give whose deadline passes, from now on: another errno than -ETIMEDOUT, when it is known why the peer does
  * not answer. */
 void mux_set_timeout_error(struct mux *m, int err);

@@ -26,6 +26,12 @@
  * therefore ends a connection on which a frame has not become complete within WIRE_FRAME_MS; the next one begins with a
  * handshake, which finds its place again.
  *
+ * A host that is new, because the guest goes on from a saved state, begins with a handshake, too. Where a frame is
+ * expected, that is a length that cannot be, and ends the connection. But if the old host had begun a frame, the
+ * handshake would become part of it. A guest therefore looks whether the bytes of an unfinished frame end with one: it
+ * is one if nothing follows for MUX_QUIET_MS. A host says nothing before it is answered, while the rest of a frame that
+ * merely holds such bytes is on its way.
+ *
  * Memory of a stream's queue. Events are kept as records in one buffer, not as objects: a peer that sends single bytes
  * on alternating channels costs 8 bytes for each, and JSON is parsed only when it is taken, by the thread that takes
  * it. A large piece of data lies in a block of its own, which the receiver takes over without another copy.
@@ -37,6 +43,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <string.h>
 
 #include "base/thread.h"
 #include "wire/frame.h"
@@ -53,6 +60,7 @@
 #define MUX_KEEP_MAX (128u * 1024u)       /* capacity that an empty buffer may keep */
 #define MUX_KEEP_MAX_GUEST (512u * 1024u) /* the same in a guest, which has one connection */
 #define MUX_BUCKETS 64u
+#define MUX_QUIET_MS 50 /* far below HANDSHAKE_RETRY_MS */
 
 /* The head of a queued event. `len` bytes follow, or, with `block`, a pointer to them. */
 struct record {
@@ -77,26 +85,30 @@ struct mux {
         struct mux_callbacks cb;
         bool is_socket;
         int wake_fd; /* eventfd: the thread must look at the state again */
+        int stop_fd; /* readable: the connection is to end; borrowed, or -1 */
         pthread_t thread;
-        struct frame_decoder decoder; /* these two: only for the I/O thread */
+        struct frame_decoder decoder; /* these four: only for the I/O thread */
         deadline_t frame_due;         /* when the frame that has begun must be complete; never: none has */
+        deadline_t quiet_due;         /* when what looks like a handshake in it is one; never: nothing does */
+        size_t quiet_len;             /* bytes in the decoder then */
 
         /* Guards everything below and all fields of the streams. Held for one non-blocking write at most. */
         pthread_mutex_t lock;
         pthread_cond_t cond; /* room in `out`, hello, pong, lost */
         int fd;              /* closed (-1) by the I/O thread when it ends */
         bool lost;
-        bool ended; /* and the thread is done with decoding */
         int lost_err;
         int write_err; /* writing failed; reading goes on until the channel is empty */
         int timeout_err;
 
         struct buf out;
         size_t out_sent;    /* bytes at the front of `out` that are written */
+        bool out_secret;    /* something in `out`, or behind its end, is to be overwritten */
         struct buf answers; /* whole frames that go to `out` when it has room */
         bool credit_due;    /* some stream has credit to return */
 
-        json_t *hello;
+        json_t *hello;     /* the peer's */
+        json_t *own_hello; /* what ours says, while it waits for the peer's */
         uint64_t ping_sent;
         uint64_t ping_answered;
 
@@ -167,22 +179,37 @@ struct mux *mux_new(int fd, enum mux_side side, const struct mux_callbacks *cb);
 void mux_hold_drop(struct mux *m);
 void mux_lose_locked(struct mux *m, int err);
 const char *mux_peer_name(const struct mux *m);
+/* Our WIRE_HELLO, the first frame. Without the lock. */
+int mux_send_hello(struct mux *m);
 
 /* mux_io.c */
+/* Does what the thread of a connection does, until it is lost. */
+void mux_serve(struct mux *m);
 void *mux_thread(void *arg);
 /* Reads once and takes in what came. 0; 1: nothing was there; negative: the connection is over. */
 int mux_input(struct mux *m);
 /* Takes in the frames that the decoder holds. */
 int mux_process(struct mux *m);
-/* -EPROTO: the frame that has begun is overdue. */
-int mux_check_frame_due(struct mux *m);
+/* Looks at a frame that has begun. -EPROTO: the guest's is overdue; -EBADMSG: a new host's handshake is in it. */
+int mux_check_unfinished(struct mux *m);
 /* Everything after the last frame: marks it lost, closes the channel, runs the callback. */
 void mux_end(struct mux *m, int err);
 bool mux_on_own_thread(const struct mux *m);
 void mux_wake(struct mux *m);
+
+/* mux_out.c */
+static inline void buf_wipe(struct buf *b) {
+        if (b->data)
+                explicit_bzero(b->data, b->cap);
+        buf_free(b);
+}
 static inline size_t mux_waiting_locked(const struct mux *m) {
         return m->out.len - m->out_sent;
 }
+/* Appends a frame to `out`, and no more. */
+int mux_out_frame_locked(struct mux *m, enum wire_kind kind, uint32_t stream, const void *a, size_t a_len,
+                         const void *b, size_t b_len);
+void mux_out_free_locked(struct mux *m);
 /* Appends a frame and tries to write it. -EMSGSIZE, -ENOMEM, or -ENOTCONN; over WIRE_OUT_MAX it ends the connection. */
 int mux_append_locked(struct mux *m, enum wire_kind kind, uint32_t stream, const void *a, size_t a_len, const void *b,
                       size_t b_len);
@@ -202,6 +229,8 @@ void stream_table_clear_locked(struct mux *m);
 void stream_wake_locked(struct mux_stream *s);
 /* Closes it with an error for both sides, because of what the peer sent. What is queued can still be taken. */
 void stream_abort_locked(struct mux_stream *s, const char *why);
+/* The text of a request or hello, in a buffer that is wiped afterwards. */
+int mux_secret_text(const json_t *msg, size_t max, struct buf *ret);
 /* The payload for a WIRE_CLOSE, at most MUX_REASON_MAX bytes; empty when there is no reason or no memory. */
 void stream_reason(const struct error *reason, struct buf *ret);
 

@@ -5,6 +5,7 @@
 
 #include "base/json.h"
 #include "wire/channel.h"
+#include "wire/handshake.h"
 #include "wire/mux_internal.h"
 
 /* The connection whose thread this is: known without a lock, also before thread_start() has returned. */
@@ -17,103 +18,6 @@ bool mux_on_own_thread(const struct mux *m) {
 void mux_wake(struct mux *m) {
         /* It fails only when the counter is full: then it is readable anyway. */
         (void) eventfd_write(m->wake_fd, 1);
-}
-
-/* Writing is over; what was to be written never will be. The thread reads on until the channel is empty. */
-static void writing_failed_locked(struct mux *m, int err) {
-        m->write_err = err;
-        buf_free(&m->out);
-        buf_free(&m->answers);
-        m->out_sent = 0;
-        pthread_cond_broadcast(&m->cond);
-        mux_wake(m);
-}
-
-/* Moves frames that waited for room to `out`. */
-static void refill_locked(struct mux *m) {
-        if (mux_waiting_locked(m) >= MUX_OUT_HIGH)
-                return;
-        if (m->answers.len > 0) {
-                if (buf_append(&m->out, m->answers.data, m->answers.len) == 0)
-                        buf_clear(&m->answers);
-                else
-                        mux_lose_locked(m, -ENOBUFS);
-        }
-        if (m->credit_due)
-                stream_credits_locked(m);
-}
-
-static void out_written_locked(struct mux *m, size_t n) {
-        m->out_sent += n;
-        if (m->out_sent == m->out.len) {
-                m->out_sent = 0;
-                if (m->out.cap > (m->side == MUX_GUEST ? MUX_KEEP_MAX_GUEST : MUX_KEEP_MAX))
-                        buf_free(&m->out);
-                else
-                        buf_clear(&m->out);
-        } else if (m->out_sent >= m->out.len - m->out_sent) {
-                buf_consume(&m->out, m->out_sent);
-                m->out_sent = 0;
-        }
-}
-
-void mux_flush_locked(struct mux *m) {
-        bool wrote = false;
-
-        refill_locked(m);
-        while (!m->lost && m->write_err == 0 && mux_waiting_locked(m) > 0) {
-                ssize_t n = channel_write(m->fd, m->is_socket, m->out.data + m->out_sent, mux_waiting_locked(m));
-                if (n == -EAGAIN)
-                        break;
-                if (n < 0) {
-                        writing_failed_locked(m, (int) n);
-                        return;
-                }
-                out_written_locked(m, (size_t) n);
-                wrote = true;
-                refill_locked(m);
-        }
-        if (wrote && mux_waiting_locked(m) < MUX_OUT_HIGH)
-                pthread_cond_broadcast(&m->cond);
-}
-
-int mux_append_locked(struct mux *m, enum wire_kind kind, uint32_t stream, const void *a, size_t a_len, const void *b,
-                      size_t b_len) {
-        int r;
-
-        if (m->lost || m->write_err != 0)
-                return -ENOTCONN;
-
-        bool waited = mux_waiting_locked(m) > 0;
-        /* The limit is on what waits, not on what was written and is not moved away yet. */
-        if (m->out.len + WIRE_HEADER_LEN + a_len + b_len > WIRE_OUT_MAX) {
-                buf_consume(&m->out, m->out_sent);
-                m->out_sent = 0;
-        }
-        r = frame_encode(&m->out, kind, stream, a, a_len, b, b_len);
-        if (r == -ENOBUFS) {
-                mux_lose_locked(m, r);
-                return -ENOTCONN;
-        }
-        if (r < 0 || waited)
-                return r;
-
-        mux_flush_locked(m);
-        if (mux_waiting_locked(m) > 0)
-                mux_wake(m);
-        return 0;
-}
-
-int mux_answer_locked(struct mux *m, enum wire_kind kind, uint32_t stream, const void *payload, size_t len) {
-        int r;
-
-        if (m->lost || m->write_err != 0)
-                return 0;
-        if (mux_waiting_locked(m) < MUX_OUT_HIGH && m->answers.len == 0) {
-                r = mux_append_locked(m, kind, stream, payload, len, NULL, 0);
-                return r == -ENOTCONN ? 0 : r;
-        }
-        return frame_encode(&m->answers, kind, stream, payload, len, NULL, 0);
 }
 
 static void refuse_locked(struct mux *m, uint32_t stream, enum error_code code, const char *why) {
@@ -138,6 +42,12 @@ static int take_hello(struct mux *m, const struct frame *f) {
             json_get_str(hello, "type", &type, NULL) < 0 || strcmp(type, "hello") != 0)
                 return -EPROTO;
 
+        if (m->cb.greeted) {
+                m->cb.greeted(m->cb.arg, hello, m->own_hello);
+                int r = mux_send_hello(m);
+                if (r < 0)
+                        return r;
+        }
         LOCK(&m->lock);
         m->hello = TAKE_PTR(hello);
         pthread_cond_broadcast(&m->cond);
@@ -217,12 +127,16 @@ static void take_pong(struct mux *m, const struct frame *f) {
 }
 
 static int take_frame(struct mux *m, const struct frame *f) {
-        if (!m->hello) /* only this thread sets it */
-                return take_hello(m, f);
+        if (!m->hello) { /* only this thread sets it */
+                int r = take_hello(m, f);
+                frame_wipe(f);
+                return r;
+        }
 
         switch (f->kind) {
         case WIRE_OPEN:
                 take_open(m, f);
+                frame_wipe(f);
                 return 0;
         case WIRE_PING:
                 return take_ping(m, f);
@@ -265,10 +179,27 @@ int mux_process(struct mux *m) {
         return r;
 }
 
-int mux_check_frame_due(struct mux *m) {
-        if (m->side != MUX_HOST)
+/* Whether a new host has begun a handshake in the middle of the old one's frame. Then only that is left. */
+static int check_quiet(struct mux *m) {
+        struct frame_decoder *d = &m->decoder;
+
+        if (paused(m) || !handshake_ends(d->in.data + d->consumed, frame_decoder_pending(d))) {
+                m->quiet_due = DEADLINE_NEVER;
                 return 0;
-        if (frame_decoder_pending(&m->decoder) == 0 || paused(m))
+        }
+        if (m->quiet_due.at_ns == DEADLINE_NEVER.at_ns || m->quiet_len != d->in.len) {
+                m->quiet_due = deadline_in_ms(MUX_QUIET_MS);
+                m->quiet_len = d->in.len;
+                return 0;
+        }
+        if (!deadline_passed(m->quiet_due))
+                return 0;
+        d->consumed = d->in.len - HANDSHAKE_LEN;
+        return -EBADMSG;
+}
+
+static int check_frame_due(struct mux *m) {
+        if (paused(m))
                 m->frame_due = DEADLINE_NEVER;
         else if (m->frame_due.at_ns == DEADLINE_NEVER.at_ns)
                 m->frame_due = deadline_in_ms(WIRE_FRAME_MS);
@@ -276,6 +207,16 @@ int mux_check_frame_due(struct mux *m) {
                 m->frame_due = deadline_in_ms(MUX_GRACE_MS);
         else if (deadline_passed(m->frame_due))
                 return -EPROTO;
+        return 0;
+}
+
+int mux_check_unfinished(struct mux *m) {
+        if (frame_decoder_pending(&m->decoder) == 0)
+                m->frame_due = m->quiet_due = DEADLINE_NEVER;
+        else if (m->side == MUX_GUEST)
+                return check_quiet(m);
+        else
+                return check_frame_due(m);
         return 0;
 }
 
@@ -301,7 +242,7 @@ static int wanted_events(struct mux *m, short *ret, int *ret_timeout) {
         if (m->lost)
                 return -ESHUTDOWN;
         *ret = 0;
-        *ret_timeout = m->write_err != 0 ? 0 : deadline_poll_ms(m->frame_due);
+        *ret_timeout = m->write_err != 0 ? 0 : deadline_poll_ms(deadline_min(m->frame_due, m->quiet_due));
         if (m->answers.len <= MUX_ANSWERS_MAX)
                 *ret |= POLLIN;
         if (mux_waiting_locked(m) > 0)
@@ -310,7 +251,7 @@ static int wanted_events(struct mux *m, short *ret, int *ret_timeout) {
 }
 
 static int io_step(struct mux *m) {
-        struct pollfd p[] = {{.fd = m->fd}, {.fd = m->wake_fd, .events = POLLIN}};
+        struct pollfd p[] = {{.fd = m->fd}, {.fd = m->wake_fd, .events = POLLIN}, {.fd = m->stop_fd, .events = POLLIN}};
         eventfd_t count;
         int r, timeout, write_err;
 
@@ -321,6 +262,8 @@ static int io_step(struct mux *m) {
                 return errno == EINTR ? 0 : -errno;
         if (p[1].revents)
                 (void) eventfd_read(m->wake_fd, &count);
+        if (p[2].revents)
+                return -ESHUTDOWN;
 
         pthread_mutex_lock(&m->lock);
         if (p[0].revents & POLLOUT)
@@ -350,12 +293,10 @@ static int io_step(struct mux *m) {
 void mux_end(struct mux *m, int err) {
         pthread_mutex_lock(&m->lock);
         mux_lose_locked(m, err);
-        m->ended = true;
         err = m->lost_err;
         m->fd = close_fd(m->fd);
-        buf_free(&m->out);
+        mux_out_free_locked(m);
         buf_free(&m->answers);
-        m->out_sent = 0;
         stream_table_clear_locked(m);
         pthread_mutex_unlock(&m->lock);
 
@@ -363,8 +304,7 @@ void mux_end(struct mux *m, int err) {
                 m->cb.lost(m->cb.arg, err);
 }
 
-void *mux_thread(void *arg) {
-        struct mux *m = arg;
+void mux_serve(struct mux *m) {
         int r;
 
         own_mux = m;
@@ -372,9 +312,16 @@ void *mux_thread(void *arg) {
         while (r == 0) {
                 r = io_step(m);
                 if (r == 0)
-                        r = mux_check_frame_due(m);
+                        r = mux_check_unfinished(m);
         }
         mux_end(m, r);
+        own_mux = NULL;
+}
+
+void *mux_thread(void *arg) {
+        struct mux *m = arg;
+
+        mux_serve(m);
         mux_hold_drop(m);
         return NULL;
 }

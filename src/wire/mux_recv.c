@@ -252,7 +252,7 @@ void stream_credits_locked(struct mux *m) {
 
                         if (!s->rx_credit_due || s->sent_close || s->got_close)
                                 continue;
-                        if (frame_encode(&m->out, WIRE_CREDIT, s->id, be, sizeof(be), NULL, 0) < 0) {
+                        if (mux_out_frame_locked(m, WIRE_CREDIT, s->id, be, sizeof(be), NULL, 0) < 0) {
                                 m->credit_due = true; /* no memory just now: with the next write */
                                 return;
                         }

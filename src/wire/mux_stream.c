@@ -164,6 +164,8 @@ void mux_stream_unref(struct mux_stream *s) {
 
 /* Sending */
 
+#define MESSAGE_MAX (WIRE_FRAME_MAX - WIRE_HEADER_LEN)
+
 /* Waits until a frame may be sent. Lock held. */
 static int sendable_locked(struct waiter *w, size_t mark, bool credit) {
         struct mux_stream *s = w->s;
@@ -219,23 +221,36 @@ static int open_locked(struct waiter *w, const struct buf *text, struct mux_stre
         return 0;
 }
 
-/* The text of a request or message. -EMSGSIZE when no frame can hold it. */
+/* The text of a message. -EMSGSIZE when no frame can hold it. */
 static int message_text(json_t *msg, struct buf *ret) {
         int r;
 
-        *ret = BUF_INIT(WIRE_FRAME_MAX - WIRE_HEADER_LEN);
+        *ret = BUF_INIT(MESSAGE_MAX);
         r = json_write(msg, ret);
         return r == -ENOBUFS ? -EMSGSIZE : r;
 }
 
+/* All of its memory at once: a buffer that grew would have left pieces of it behind. */
+int mux_secret_text(const json_t *msg, size_t max, struct buf *ret) {
+        size_t len = json_dumpb(msg, NULL, 0, JSON_COMPACT | JSON_ENCODE_ANY);
+
+        if (len == 0)
+                return -ENOMEM;
+        if (len > max)
+                return -EMSGSIZE;
+        *ret = BUF_INIT(max);
+        int r = buf_reserve(ret, len);
+        return r < 0 ? r : json_write(msg, ret);
+}
+
 int mux_open(struct mux *m, json_t *request, const struct op *op, struct mux_stream **ret, struct error *err) {
-        _cleanup_buf_ struct buf text = {0};
+        _cleanup_(buf_wipe) struct buf text = {0};
         struct waiter w;
         int r;
 
         r = op_check(op);
         if (r == 0)
-                r = message_text(request, &text);
+                r = mux_secret_text(request, MESSAGE_MAX, &text);
         if (r == 0) {
                 waiter_begin(&w, m, NULL, op);
                 pthread_mutex_lock(&m->lock);

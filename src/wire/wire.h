@@ -22,7 +22,7 @@
 
 #include <stdint.h>
 
-#define WIRE_VERSION 2
+#define WIRE_VERSION 3
 #define WIRE_VSOCK_PORT 5000
 #define WIRE_PORT_NAME "agentiso.0"
 
@@ -39,7 +39,10 @@
 #define WIRE_JSON_DEPTH_MAX 16u
 
 enum wire_kind {
-        WIRE_HELLO = 1,  /* stream 0, JSON {type:"hello", version, ...}: first frame of each side */
+        /* Stream 0, JSON {type:"hello", version, ...}: first frame of each side. The host's comes first and may have
+         * `session`; the guest's has `agent` (its version) and `session_ok`: whether it takes requests from that host
+         */
+        WIRE_HELLO = 1,
         WIRE_OPEN = 2,   /* JSON request: opens the stream */
         WIRE_MSG = 3,    /* JSON message on a stream */
         WIRE_DATA = 4,   /* u8 channel, bytes */
@@ -68,10 +71,17 @@ enum wire_channel {
  * said otherwise. WIRE_CLOSE from the host before that cancels: what the request started is killed or undone.
  *
  * WIRE_REQ_INFO       -> ok {version, root_mounted, boot_ns (CLOCK_BOOTTIME), cgroup (bool)}
- * WIRE_REQ_MOUNT_ROOT {device:"/dev/vda", grow:bool} loads the disk driver, mounts, grows the file system, pivots
- *                     -> ok {already:bool, fs_bytes}
+ * WIRE_REQ_MOUNT_ROOT {device:"/dev/vda", grow:bool, disk_bytes?} gives the disk its driver, mounts, grows the file
+ *                     system, pivots -> ok {already:bool, fs_bytes}. disk_bytes: waits until the disk has so many
  * WIRE_REQ_CONFIGURE  {hostname?, machine_id? (32 hex), realtime_ns?, entropy? (base64), network?{mac?, address,
- *                     prefix_len, gateway?}, dns?[]} -> ok {}: all that was given is in force, or error and why
+ *                     prefix_len, gateway?}, dns?[], session?} -> ok {realtime_ns, reseeded:bool}: all that was given
+ *                     is in force, or error and why; what was frozen has thawed. realtime_ns: the clock, read last.
+ *                     session (WIRE_SESSION_LEN hex): from now on the hello of the host must carry it, or all requests
+ *                     of that connection but WIRE_REQ_INFO are refused
+ * WIRE_REQ_FREEZE     {max_ms} writes back and freezes the file systems that can be -> ok {frozen:bool}; they thaw
+ *                     after max_ms, and when the connection is lost
+ * WIRE_REQ_THAW       {} -> ok {}, or not_found when nothing is frozen
+ * WIRE_REQ_SYNC       {} -> ok {}
  * WIRE_REQ_EXEC       {command, workdir?, env{}?, timeout_ms?, yield_ms?, stdin:bool, max_output, progress_ms?} runs
  *                     /bin/sh -c command. stdin:true: bytes and EOF on IN; the command starts when all are there. While
  *                     it runs, at most one in progress_ms, on NEWS: the newest line of its output. Then
@@ -121,6 +131,9 @@ enum wire_channel {
 #define WIRE_REQ_INFO "info"
 #define WIRE_REQ_MOUNT_ROOT "mount_root"
 #define WIRE_REQ_CONFIGURE "configure"
+#define WIRE_REQ_FREEZE "freeze"
+#define WIRE_REQ_THAW "thaw"
+#define WIRE_REQ_SYNC "sync"
 #define WIRE_REQ_EXEC "exec"
 #define WIRE_REQ_JOB_START "job_start"
 #define WIRE_REQ_JOB_READ "job_read"
@@ -142,6 +155,9 @@ enum wire_channel {
 #define WIRE_MSG_JOB "job"
 #define WIRE_MSG_END "end"
 
+#define WIRE_SESSION_LEN 32u      /* lower-case hexadecimal digits */
+#define WIRE_ENTROPY_MIN 32u      /* bytes; with less a generator is not reseeded */
+#define WIRE_FREEZE_MAX_MS 60000u /* greatest max_ms */
 #define WIRE_PATH_MAX 4096u
 #define WIRE_OUTPUT_MAX (512u * 1024u)      /* greatest max_output, per stream */
 #define WIRE_STDIN_MAX (16u * 1024u * 1024) /* standard input of one WIRE_REQ_EXEC, in bytes */

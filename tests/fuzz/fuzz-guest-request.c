@@ -60,6 +60,7 @@ static void check_args(const json_t *o) {
         struct file_list_args list;
         struct mount_root_args root;
         struct configure_args configure;
+        struct freeze_args freeze;
 
         if (file_read_args_parse(o, &read, &err) == 0)
                 ASSERT(read.path[0] == '/' && read.offset >= 0 && read.start_line >= 1);
@@ -82,7 +83,12 @@ static void check_args(const json_t *o) {
         else
                 check(-1, &err);
         if (configure_args_parse(o, &configure, &err) == 0)
-                ASSERT(configure.n_dns <= ARGS_DNS_MAX);
+                ASSERT(configure.n_dns <= ARGS_DNS_MAX &&
+                       (!configure.session || strlen(configure.session) == WIRE_SESSION_LEN));
+        else
+                check(-1, &err);
+        if (freeze_args_parse(o, &freeze, &err) == 0)
+                ASSERT(freeze.max_ms >= 1 && freeze.max_ms <= WIRE_FREEZE_MAX_MS);
         else
                 check(-1, &err);
 }

@@ -3,9 +3,9 @@
  * A connection with a peer that sends anything and an application that does anything.
  *
  * No thread: this file does the steps of the mux thread itself, over a socket pair. The first byte chooses the side
- * (bit 0) and whether a good hello comes first (bit 1). Then one byte after the other says what happens: below 0x80,
- * so many plus one of the following bytes arrive from the peer; from there on the application acts (see act()).
- * In the end the accounts must balance, and all that was written must be whole frames.
+ * (bit 0), whether a good hello comes first (bit 1), and whether ours waits for it (bit 2). Then one byte after the
+ * other says what happens: below 0x80, so many plus one of the following bytes arrive from the peer; from there on the
+ * application acts (see act()). In the end the accounts must balance, and all that was written must be whole frames.
  */
 
 #include <string.h>
@@ -40,16 +40,21 @@ static void opened(void *arg, struct mux_stream *s, json_t *request) {
                 mux_stream_unref(s);
 }
 
+static void greeted(void *arg, json_t *theirs, json_t *ours) {
+        ASSERT(json_is_object(theirs) && json_is_object(ours));
+        ASSERT(json_object_set_new(ours, "agent", json_string("fuzz")) == 0);
+}
+
 static void world_start(struct world *w, uint8_t flags) {
         static const char hello[] = "{\"type\":\"hello\",\"version\":" TEXT(WIRE_VERSION) "}";
-        struct mux_callbacks cb = {.opened = opened, .arg = w};
+        struct mux_callbacks cb = {.opened = opened, .greeted = flags & 4 ? greeted : NULL, .arg = w};
         int sv[2];
 
         *w = (struct world){0};
         ASSERT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, sv) == 0);
         w->peer = sv[1];
         w->m = mux_new(sv[0], flags & 1 ? MUX_GUEST : MUX_HOST, &cb);
-        ASSERT(w->m);
+        ASSERT(w->m && (w->m->own_hello = json_object()));
         frame_decoder_init(&w->seen);
         if (flags & 2) {
                 _cleanup_buf_ struct buf out = BUF_INIT(256);
@@ -71,6 +76,8 @@ static void turn(struct world *w) {
                 r = mux_process(w->m);
         if (r == 0 && go_on && !w->over)
                 r = mux_input(w->m);
+        if (r >= 0 && !w->over)
+                r = mux_check_unfinished(w->m);
         if (r < 0 || (!w->over && mux_is_lost(w->m))) {
                 mux_end(w->m, r);
                 w->over = true;
@@ -88,7 +95,7 @@ static void peer_reads(struct world *w) {
                 return;
         ASSERT(frame_decoder_feed(&w->seen, piece, (size_t) n) == 0);
         while ((r = frame_decoder_next(&w->seen, &f)) == 1)
-                ASSERT(f.kind >= WIRE_OPEN && f.kind <= WIRE_PONG);
+                ASSERT(f.kind >= WIRE_HELLO && f.kind <= WIRE_PONG);
         ASSERT(r == 0);
 }
 

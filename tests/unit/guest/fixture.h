@@ -10,11 +10,13 @@
 #include "base/file.h"
 #include "base/str.h"
 #include "guest/agent.h"
+#include "guest/connection.h"
 #include "tap.h"
 
 #define PATIENCE_MS 60000
 
 static struct agent agent;
+static struct connection *connection;
 static struct mux *guest_mux, *host;
 static char folder[64];
 
@@ -22,19 +24,28 @@ static _unused_ struct op patience(void) {
         return op_timeout(PATIENCE_MS);
 }
 
-static _unused_ void connect_host(void) {
-        struct mux_callbacks cb = {.opened = dispatch_opened, .arg = &agent};
+/* session: what the host's hello has, or NULL. */
+static _unused_ void connect_host_with(const char *session) {
+        _cleanup_json_ json_t *hello = json_pack("{s:s*}", "session", session);
+        struct mux_callbacks cb;
         int fds[2];
 
+        connection = connection_new(&agent);
+        cb = connection_callbacks(connection);
         if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0 ||
             mux_start(fds[0], MUX_GUEST, NULL, 0, NULL, &cb, &guest_mux, NULL) < 0 ||
-            mux_start(fds[1], MUX_HOST, NULL, 0, NULL, NULL, &host, NULL) < 0)
+            mux_start(fds[1], MUX_HOST, NULL, 0, hello, NULL, &host, NULL) < 0)
                 abort();
+}
+
+static _unused_ void connect_host(void) {
+        connect_host_with(NULL);
 }
 
 static _unused_ void disconnect_host(void) {
         mux_unref(TAKE_PTR(host));
         mux_unref(TAKE_PTR(guest_mux));
+        connection_unref(TAKE_PTR(connection));
 }
 
 /* As if the host had gone and come back: what runs, runs on. */

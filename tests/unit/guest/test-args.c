@@ -7,6 +7,7 @@
 #include "guest/job_args.h"
 #include "guest/nearest.h"
 #include "tap.h"
+#include "wire/wire.h"
 
 static json_t *parse(const char *text) {
         json_t *j = NULL;
@@ -57,16 +58,33 @@ static void test_configure(void) {
         refused("{\"network\":{\"address\":\"10.0.0.1\",\"prefix_len\":8,\"gateway\":\"x\"}}", "gateway");
         refused("{\"network\":{\"address\":\"10.0.0.1\",\"prefix_len\":8,\"mac\":\"01:00:00:00:00:01\"}}", "multicast");
         refused("{\"network\":{\"address\":\"10.0.0.1\",\"prefix_len\":8,\"mac\":\"02:00:00:00:00\"}}", "mac");
+        refused("{\"session\":\"0123456789abcdef\"}", "session");
+        refused("{\"session\":\"0123456789ABCDEF0123456789abcdef\"}", "session");
+        refused("{\"session\":5}", "session");
         refused("{\"dns\":[\"name\"]}", "dns[0]");
         refused("{\"dns\":[\"1.1.1.1\",\"1.1.1.1\",\"1.1.1.1\",\"1.1.1.1\"]}", "dns");
 }
 
+static void test_freeze(void) {
+        static const char *const wrong[] = {"{}", "{\"max_ms\":0}", "{\"max_ms\":60001}", "{\"max_ms\":\"5\"}"};
+        _cleanup_json_ json_t *right = parse("{\"max_ms\":60000}");
+        struct freeze_args a;
+
+        CHECK_INT(freeze_args_parse(right, &a, NULL), 0);
+        CHECK_INT(a.max_ms, WIRE_FREEZE_MAX_MS);
+        for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {
+                _cleanup_json_ json_t *j = parse(wrong[i]);
+                _cleanup_error_ struct error err = ERROR_INIT;
+
+                CHECK(freeze_args_parse(j, &a, &err) < 0);
+                CHECK(strstr(error_message(&err), "max_ms"));
+        }
+}
+
 static void test_mount_root(void) {
         static const char *const wrong[] = {
-                "{\"device\":\"vda\"}",
-                "{\"device\":\"/dev/../etc\"}",
-                "{\"device\":\"/dev/\"}",
-                "{\"device\":5}",
+                "{\"device\":\"vda\"}", "{\"device\":\"/dev/../etc\"}", "{\"device\":\"/dev/\"}",
+                "{\"device\":5}",       "{\"disk_bytes\":0}",           "{\"disk_bytes\":\"10G\"}",
         };
         struct mount_root_args a;
 
@@ -166,6 +184,7 @@ static void test_nearest_large(void) {
 
 int main(void) {
         RUN(test_configure);
+        RUN(test_freeze);
         RUN(test_mount_root);
         RUN(test_exec);
         RUN(test_jobs);

@@ -3,10 +3,11 @@
 #include "guest-real.h"
 
 #include "guest-side.h"
-#include "guest/agent.h"
+#include "guest/connection.h"
 
 struct guest_real {
         struct agent agent;
+        struct connection *connection;
         struct guest_side *side;
 };
 
@@ -16,12 +17,17 @@ struct guest_real *guest_real_start(int fd) {
         if (!g || agent_init(&g->agent, NULL, NULL) < 0)
                 abort();
         g->agent.root = ROOT_MOUNTED;
-        g->side = guest_side_start_with(fd, &(struct mux_callbacks){.opened = dispatch_opened, .arg = &g->agent});
+        g->connection = connection_new(&g->agent);
+        if (!g->connection)
+                abort();
+        const struct mux_callbacks cb = connection_callbacks(g->connection);
+        g->side = guest_side_start_with(fd, &cb);
         return g;
 }
 
 void guest_real_stop(struct guest_real *g) {
         guest_side_stop(g->side);
+        connection_unref(g->connection);
         agent_free(&g->agent);
         free(g);
 }

@@ -12,6 +12,7 @@
 struct guest_side {
         int fd;
         guest_play play;
+        guest_greet greet;
         struct mux_callbacks cb;
         pthread_t thread;
         bool joined;
@@ -96,6 +97,21 @@ struct guest_side *guest_side_start(int fd, guest_play play) {
 
         g->play = play;
         g->cb = (struct mux_callbacks){.opened = opened, .arg = g};
+        return serve(g);
+}
+
+static void greeted(void *arg, json_t *theirs, json_t *ours) {
+        struct guest_side *g = arg;
+
+        g->greet(theirs, ours);
+}
+
+struct guest_side *guest_side_start_greeting(int fd, guest_play play, guest_greet greet) {
+        struct guest_side *g = start(fd);
+
+        g->play = play;
+        g->greet = greet;
+        g->cb = (struct mux_callbacks){.opened = opened, .greeted = greeted, .arg = g};
         return serve(g);
 }
 

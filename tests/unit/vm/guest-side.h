@@ -12,8 +12,13 @@ typedef void (*guest_play)(struct mux_stream *s, const json_t *request);
 
 struct guest_side;
 
+/* What it makes of the host's hello (`theirs`) and puts into its own. */
+typedef void (*guest_greet)(json_t *theirs, json_t *ours);
+
 /* Answers the handshake on fd (taken) and serves it until guest_side_stop(). */
 struct guest_side *guest_side_start(int fd, guest_play play);
+/* The same; its hello waits for the host's. */
+struct guest_side *guest_side_start_greeting(int fd, guest_play play, guest_greet greet);
 /* The same with callbacks for what the host opens, instead of a play. */
 struct guest_side *guest_side_start_with(int fd, const struct mux_callbacks *cb);
 /* Breaks the connection. */

@@ -37,7 +37,7 @@ bool begin(guest_play play) {
                 return false;
         raw_fd = fcntl(fds[1], F_DUPFD_CLOEXEC, 0);
         guest = guest_side_start(fds[1], play);
-        return agent_open(fds[0], patience(), &agent, NULL) >= 0;
+        return agent_open(fds[0], NULL, patience(), &agent, NULL) >= 0;
 }
 
 void end(void) {

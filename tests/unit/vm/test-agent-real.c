@@ -190,7 +190,7 @@ int main(void) {
         if (!mkdtemp(folder) || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds) < 0)
                 return 1;
         guest = guest_real_start(fds[1]);
-        if (agent_open(fds[0], patience(), &agent, NULL) < 0)
+        if (agent_open(fds[0], NULL, patience(), &agent, NULL) < 0)
                 return 1;
         RUN(test_real_exec);
         RUN(test_real_timeout);

@@ -346,7 +346,7 @@ static bool begin_real(void) {
         if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds) < 0)
                 return false;
         real = guest_real_start(fds[1]);
-        return agent_open(fds[0], patience(), &agent, NULL) >= 0;
+        return agent_open(fds[0], NULL, patience(), &agent, NULL) >= 0;
 }
 
 static void end_real(void) {

@@ -569,12 +569,12 @@ static void test_overdue_or_overslept(void) {
         struct mux *m = mux_new(sv[0], MUX_HOST, NULL);
         REQUIRE(m && write(sv[1], half, sizeof(half)) == sizeof(half));
         CHECK_INT(mux_input(m), 0);
-        CHECK_INT(mux_check_frame_due(m), 0);
+        CHECK_INT(mux_check_unfinished(m), 0);
         m->frame_due = (deadline_t){monotonic_ns() - MUX_OVERSLEPT_MS * NSEC_PER_MSEC};
-        CHECK_INT(mux_check_frame_due(m), 0);
+        CHECK_INT(mux_check_unfinished(m), 0);
         CHECK(!deadline_passed(m->frame_due) && m->frame_due.at_ns <= deadline_in_ms(MUX_GRACE_MS).at_ns);
         m->frame_due = (deadline_t){monotonic_ns()};
-        CHECK_INT(mux_check_frame_due(m), -EPROTO);
+        CHECK_INT(mux_check_unfinished(m), -EPROTO);
         mux_hold_drop(m);
         close_fd(sv[1]);
 }
