@@ -23,7 +23,11 @@
  *                       8 ms and 14 MiB).
  * -S                    with a state: it alone does not say whether the guest is to run, which depends on how it was
  *                       saved.
- * send-configuration, suppress-vmdesc  off and on: xen-save-devices-state writes neither of the two parts.
+ * announce-rounds=0     QEMU would make the guest tell the network that it has moved, which it has not: a fork would
+ *                       do so with the address of its source. It also takes the guest a sixth of the time until its
+ *                       agent answers (measured).
+ * send-configuration, suppress-vmdesc  off and on: xen-save-devices-state writes neither of the two parts of a state.
+ *                       For all machines alike, because what one writes another has to read.
  * cache                 The page cache of the host holds the disk (cache.direct=off: the base image is shared by all
  *                       VMs, and O_DIRECT is missing on some file systems); a flush of the guest reaches the host's
  *                       disk (cache.no-flush=off), so what a guest has synced survives a crash of the host.
@@ -77,7 +81,8 @@ static int add_accel(struct strv *v, enum accel accel) {
 /* Whether memory and state make sense together. */
 static bool is_consistent(const struct vm_spec *spec) {
         if ((spec->memory == VM_MEMORY_ANONYMOUS) != str_empty(spec->memory_path) ||
-            (spec->state == VM_STATE_NONE) != str_empty(spec->state_path))
+            (spec->state == VM_STATE_NONE) != str_empty(spec->state_path) ||
+            (spec->pages_path && spec->state != VM_STATE_DEVICES))
                 return false;
         switch (spec->state) {
         case VM_STATE_NONE:
@@ -120,15 +125,8 @@ static int add_kernel(struct strv *v, const struct platform *p) {
         return strv_add(v, KERNEL_CMDLINE);
 }
 
-static int add_state(struct strv *v, const struct vm_spec *spec) {
-        int r = ADD(v, "-incoming", "defer", "-S");
-        if (r >= 0 && spec->state == VM_STATE_DEVICES)
-                r = ADD(v, "-global", "migration.send-configuration=off", "-machine", "suppress-vmdesc=on");
-        return r;
-}
-
 static int add_machine(struct strv *v, const struct platform *p, const struct vm_spec *spec) {
-        int r = ADD(v, "-M", "microvm,mem-merge=off,dump-guest-core=off,memory-backend=ram");
+        int r = ADD(v, "-M", "microvm,mem-merge=off,dump-guest-core=off,memory-backend=ram,suppress-vmdesc=on");
         if (r >= 0)
                 r = add_accel(v, p->accel);
         if (r >= 0)
@@ -137,9 +135,11 @@ static int add_machine(struct strv *v, const struct platform *p, const struct vm
                 r = strv_addf(v, "cpus=%u", spec->vcpus);
         if (r >= 0)
                 r = add_memory(v, spec);
+        if (r >= 0)
+                r = ADD(v, "-global", "migration.send-configuration=off", "-global", "migration.announce-rounds=0");
         if (r < 0)
                 return r;
-        return spec->state == VM_STATE_NONE ? add_kernel(v, p) : add_state(v, spec);
+        return spec->state == VM_STATE_NONE ? add_kernel(v, p) : ADD(v, "-incoming", "defer", "-S");
 }
 
 static int add_channels(struct strv *v) {

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "vm/memory.h"
-
+/* Copies a machine's own pages out of its process. */
 #include <fcntl.h>
-#include <stdio.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/uio.h>
 
+#include "base/file.h"
 #include "base/str.h"
+#include "base/thread.h"
+#include "vm/memory_private.h"
 
 /* pagemap (Documentation/admin-guide/mm/pagemap.rst of Linux): 64 bits for each page. */
 #define PAGEMAP_FILE (1ull << 61) /* a page of the file, or shared */
@@ -17,8 +18,11 @@
 
 #define ENTRIES_CHUNK 8192u /* of pagemap, read at once */
 #define IOV_CHUNK 512u      /* runs read at once; at most IOV_MAX */
-/* Room above what is there at the beginning: the guest still runs then. */
-#define BUFFER_SPARE (4u * 1024u * 1024u)
+/* Room above what is there at the beginning, because the guest still runs then: this part of it, and at least so much.
+ */
+#define BUFFER_SPARE_SHARE 8
+#define BUFFER_MIN (4u * 1024u * 1024u)
+#define MEMINFO_MAX 16384u
 
 struct page_copy {
         pid_t pid;
@@ -26,6 +30,7 @@ struct page_copy {
         int pagemap_fd; /* owned */
         uint64_t page_bytes, memory_bytes;
         uint64_t address; /* of the guest's memory in the process */
+        unsigned n_threads;
 
         struct pages_run *runs;
         size_t n_runs, cap_runs;
@@ -48,78 +53,6 @@ void page_copy_free(struct page_copy *c) {
 }
 
 /* --- which pages --- */
-
-/* What counts of a line of /proc/PID/maps: "start-end rwxp offset device inode path"; see proc(5). */
-struct map_line {
-        uint64_t start, end, offset, inode;
-        bool is_private;
-};
-
-static bool parse_map(const char *line, struct map_line *ret) {
-        char *p;
-
-        ret->start = strtoull(line, &p, 16);
-        if (*p++ != '-')
-                return false;
-        ret->end = strtoull(p, &p, 16);
-        if (*p++ != ' ' || strnlen(p, 5) < 5)
-                return false;
-        ret->is_private = p[3] == 'p';
-        ret->offset = strtoull(p + 5, &p, 16);
-        char *inode = *p == ' ' ? strchr(p + 1, ' ') : NULL;
-        if (!inode)
-                return false;
-        ret->inode = strtoull(inode, NULL, 10);
-        return true;
-}
-
-/*
- * The address at which the process has a file privately, from its first byte on without a gap; the kernel may show the
- * mapping in pieces. By inode number and size: a path may have changed its name or have odd characters, and the device
- * of some file systems differs from stat(2)'s.
- */
-static int find_mapping(FILE *maps, uint64_t inode, uint64_t bytes, uint64_t *ret) {
-        _cleanup_free_ char *line = NULL;
-        uint64_t begin = 0, end = 0;
-        size_t cap = 0;
-
-        while (getline(&line, &cap, maps) > 0) {
-                struct map_line m;
-
-                if (!parse_map(line, &m) || m.inode != inode || !m.is_private)
-                        continue;
-                if (m.offset == 0)
-                        begin = m.start;
-                else if (m.start != end || m.start - begin != m.offset)
-                        continue;
-                end = m.end;
-                if (end - begin == bytes) {
-                        *ret = begin;
-                        return 0;
-                }
-        }
-        return -ENOENT;
-}
-
-static int locate(struct page_copy *c, const char *memory_path, struct error *err) {
-        char path[64];
-        struct stat st;
-
-        if (stat(memory_path, &st) < 0)
-                return error_set_errno(err, errno, "Cannot look at the memory file %s", memory_path);
-        snprintf(path, sizeof(path), "/proc/%d/maps", (int) c->pid);
-        FILE *maps = fopen(path, "re");
-        if (!maps)
-                return error_set_errno(err, errno, "Cannot read %s", path);
-        int r = find_mapping(maps, st.st_ino, c->memory_bytes, &c->address);
-        (void) fclose(maps);
-        if (r < 0)
-                return error_set_errno(err, r, "Process %d does not map %s privately", (int) c->pid, memory_path);
-
-        snprintf(path, sizeof(path), "/proc/%d/pagemap", (int) c->pid);
-        c->pagemap_fd = open(path, O_RDONLY | O_CLOEXEC);
-        return c->pagemap_fd < 0 ? error_set_errno(err, errno, "Cannot read %s", path) : 0;
-}
 
 static int add_page(struct page_copy *c, uint64_t page) {
         if (c->n_runs > 0 && c->runs[c->n_runs - 1].first + c->runs[c->n_runs - 1].count == page) {
@@ -168,25 +101,8 @@ static int list_pages(struct page_copy *c) {
 
 /* --- their content --- */
 
-static int write_at(int fd, const void *data, size_t n, uint64_t at) {
-        const char *p = data;
-
-        while (n > 0) {
-                ssize_t put = pwrite(fd, p, n, (off_t) at);
-                if (put < 0) {
-                        if (errno == EINTR)
-                                continue;
-                        return -errno;
-                }
-                p += put;
-                at += (uint64_t) put;
-                n -= (size_t) put;
-        }
-        return 0;
-}
-
 static int write_buffer(struct page_copy *c) {
-        int r = write_at(c->fd, c->buffer, c->used, c->data_offset + c->written);
+        int r = memory_write_at(c->fd, c->buffer, c->used, c->data_offset + c->written);
         if (r < 0)
                 return r;
         c->written += c->used;
@@ -194,38 +110,151 @@ static int write_buffer(struct page_copy *c) {
         return 0;
 }
 
-/* Where the reading has got to: so many pages of this run are done. */
-struct progress {
+/* A place in the list: so many pages of this run lie before it. */
+struct place {
         size_t run;
         uint64_t pages;
 };
 
-/* Reads the next runs, or as much of them as there is room for. */
-static int read_some(struct page_copy *c, struct progress *at) {
-        struct iovec from[IOV_CHUNK], to = {.iov_base = c->buffer + c->used};
+/* Reads up to `pages` pages from a place on, as many as go into one call, to `to`. *ret: how many. Moves the place. */
+static int read_some(const struct page_copy *c, struct place *at, char *to, uint64_t pages, uint64_t *ret) {
+        struct iovec from[IOV_CHUNK], into = {.iov_base = to};
+        uint64_t sum = 0;
         size_t n = 0;
 
-        while (n < IOV_CHUNK && at->run < c->n_runs) {
+        while (n < IOV_CHUNK && sum < pages) {
                 const struct pages_run *run = &c->runs[at->run];
-                uint64_t room = (c->buffer_bytes - c->used - to.iov_len) / c->page_bytes;
-                uint64_t pages = MIN(run->count - at->pages, room);
+                const uint64_t some = MIN(run->count - at->pages, pages - sum);
 
-                if (pages == 0)
-                        break;
                 from[n++] = (struct iovec){
                         .iov_base = (void *) (uintptr_t) (c->address + (run->first + at->pages) * c->page_bytes),
-                        .iov_len = pages * c->page_bytes,
+                        .iov_len = some * c->page_bytes,
                 };
-                to.iov_len += pages * c->page_bytes;
-                at->pages += pages;
+                sum += some;
+                at->pages += some;
                 if (at->pages == run->count)
-                        *at = (struct progress){.run = at->run + 1};
+                        *at = (struct place){.run = at->run + 1};
         }
-        ssize_t got = process_vm_readv(c->pid, &to, 1, from, n, 0);
-        if (got != (ssize_t) to.iov_len)
+        into.iov_len = sum * c->page_bytes;
+        ssize_t got = process_vm_readv(c->pid, &into, 1, from, n, 0);
+        if (got != (ssize_t) into.iov_len)
                 return got < 0 ? -errno : -EFAULT;
-        c->used += to.iov_len;
+        *ret = sum;
         return 0;
+}
+
+/* A part of the pages, for one thread. */
+struct part {
+        const struct page_copy *c;
+        struct place from;
+        uint64_t pages;
+        char *to;
+        const struct op *op;
+        pthread_t thread;
+        int r;
+        bool started;
+};
+
+static void *part_main(void *arg) {
+        struct part *p = arg;
+
+        while (p->r >= 0 && p->pages > 0) {
+                uint64_t n = 0;
+
+                p->r = op_check(p->op);
+                if (p->r >= 0)
+                        p->r = read_some(p->c, &p->from, p->to, p->pages, &n);
+                p->to += n * p->c->page_bytes;
+                p->pages -= n;
+        }
+        return NULL;
+}
+
+/* The place so many pages behind another. */
+static struct place place_after(const struct page_copy *c, struct place at, uint64_t pages) {
+        at.pages += pages;
+        while (at.run < c->n_runs && at.pages >= c->runs[at.run].count)
+                at.pages -= c->runs[at.run++].count;
+        return at;
+}
+
+/*
+ * Reads the next `pages` pages, for which there is room, behind what is in the buffer. With several threads: the kernel
+ * copies with one processor for each of them, and the guest waits.
+ */
+static int read_pages(struct page_copy *c, struct place *at, uint64_t pages, const struct op *op) {
+        struct part parts[PAGES_THREADS_MAX] = {0};
+        const size_t most = MIN(c->n_threads, (unsigned) PAGES_THREADS_MAX);
+        const size_t n = (size_t) MIN((uint64_t) most, 1 + pages / PAGES_PER_THREAD);
+        uint64_t left = pages;
+        int r = 0;
+
+        for (size_t i = 0; i < n; i++) {
+                struct part *p = &parts[i];
+
+                *p = (struct part){.c = c, .from = *at, .to = c->buffer + c->used, .op = op};
+                p->pages = i + 1 < n ? pages / n : left;
+                *at = place_after(c, *at, p->pages);
+                c->used += p->pages * c->page_bytes;
+                left -= p->pages;
+                /* The last part is ours, and so is one for which there is no thread. */
+                p->started = i + 1 < n && thread_start(&p->thread, "pages", part_main, p) >= 0;
+                if (!p->started)
+                        (void) part_main(p);
+        }
+        for (size_t i = 0; i < n; i++) {
+                if (parts[i].started)
+                        pthread_join(parts[i].thread, NULL);
+                r = r < 0 ? r : parts[i].r;
+        }
+        return r;
+}
+
+/* --- the copy --- */
+
+/* What the host has left for programs, or 0 when it does not say. */
+static uint64_t memory_available(void) {
+        static const char name[] = "MemAvailable:";
+        _cleanup_free_ char *text = NULL;
+
+        if (file_read_all("/proc/meminfo", MEMINFO_MAX, &text, NULL) < 0)
+                return 0;
+        const char *line = strstr(text, name);
+        return line ? strtoull(line + strlen(name), NULL, 10) * 1024u : 0;
+}
+
+/* Room for the pages that there are and some more, filled now, so that no page of it has to be found in the pause. */
+static int make_room(struct page_copy *c) {
+        const uint64_t now = c->n_pages * c->page_bytes, spare = MAX(now / BUFFER_SPARE_SHARE, (uint64_t) BUFFER_MIN);
+        uint64_t most = memory_available() / PAGES_BUFFER_SHARE;
+
+        most = MIN(most, (uint64_t) PAGES_BUFFER_MAX);
+        most = MAX(most, (uint64_t) BUFFER_MIN);
+        c->buffer_bytes = (size_t) MIN(now + spare, most);
+        c->buffer_bytes -= c->buffer_bytes % c->page_bytes;
+        char *buffer =
+                mmap(NULL, c->buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+        if (buffer == MAP_FAILED)
+                return -errno;
+        c->buffer = buffer;
+        return 0;
+}
+
+static int locate(struct page_copy *c, const char *memory_path, struct error *err) {
+        _cleanup_close_ int process = memory_process_open(c->pid, err);
+        if (process < 0)
+                return process;
+        int r = memory_process_find(process, memory_path, c->memory_bytes, &c->address, err);
+        if (r < 0)
+                return r;
+        c->pagemap_fd = openat(process, "pagemap", O_RDONLY | O_CLOEXEC);
+        return c->pagemap_fd < 0 ? error_set_errno(err, errno, "Cannot see the pages of process %d", (int) c->pid) : 0;
+}
+
+static unsigned processors(void) {
+        cpu_set_t set;
+
+        return sched_getaffinity(0, sizeof(set), &set) < 0 ? 1 : (unsigned) CPU_COUNT(&set);
 }
 
 int page_copy_begin(pid_t pid, const char *memory_path, uint64_t memory_bytes, int fd, struct page_copy **ret,
@@ -241,6 +270,7 @@ int page_copy_begin(pid_t pid, const char *memory_path, uint64_t memory_bytes, i
                 .pagemap_fd = -1,
                 .page_bytes = (uint64_t) sysconf(_SC_PAGESIZE),
                 .memory_bytes = memory_bytes,
+                .n_threads = processors(),
         };
         int r = locate(c, memory_path, err);
         if (r < 0)
@@ -254,32 +284,28 @@ int page_copy_begin(pid_t pid, const char *memory_path, uint64_t memory_bytes, i
         r = list_pages(c);
         if (r < 0)
                 return error_set_errno(err, r, "Cannot list the pages of process %d", (int) pid);
-        c->buffer_bytes = (size_t) MIN(c->n_pages * c->page_bytes + BUFFER_SPARE, (uint64_t) PAGES_BUFFER_MAX);
-        char *buffer =
-                mmap(NULL, c->buffer_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-        if (buffer == MAP_FAILED)
-                return error_set_errno(err, errno, "No room for the memory of a VM");
-        c->buffer = buffer;
+        r = make_room(c);
+        if (r < 0)
+                return error_set_errno(err, r, "No room for the memory of a VM");
         *ret = TAKE_PTR(c);
         return 0;
 }
 
 int page_copy_take(struct page_copy *c, const struct op *op, struct error *err) {
-        struct progress at = {0};
+        struct place at = {0};
+        uint64_t left;
 
         int r = list_pages(c);
-        while (r >= 0 && at.run < c->n_runs) {
-                if (c->buffer_bytes - c->used < c->page_bytes)
-                        r = write_buffer(c);
-                if (r >= 0)
-                        r = read_some(c, &at);
-                if (r >= 0)
-                        r = op_check(op);
+        for (left = c->n_pages; r >= 0 && left > 0;) {
+                const uint64_t some = MIN(left, (c->buffer_bytes - c->used) / c->page_bytes);
+
+                r = some > 0 ? read_pages(c, &at, some, op) : write_buffer(c);
+                left -= some;
         }
         return r < 0 ? error_set_errno(err, r, "Cannot copy the memory of process %d", (int) c->pid) : 0;
 }
 
-int page_copy_finish(struct page_copy *c, uint64_t *ret_bytes, struct error *err) {
+int page_copy_finish(struct page_copy *c, bool durable, uint64_t *ret_bytes, struct error *err) {
         struct pages_header header = {
                 .page_bytes = c->page_bytes,
                 .memory_bytes = c->memory_bytes,
@@ -291,13 +317,13 @@ int page_copy_finish(struct page_copy *c, uint64_t *ret_bytes, struct error *err
         memcpy(header.magic, PAGES_MAGIC, PAGES_MAGIC_LEN);
         int r = write_buffer(c);
         if (r >= 0)
-                r = write_at(c->fd, c->runs, c->n_runs * sizeof(*c->runs), sizeof(header));
+                r = memory_write_at(c->fd, c->runs, c->n_runs * sizeof(*c->runs), sizeof(header));
         if (r >= 0)
-                r = write_at(c->fd, &header, sizeof(header), 0);
+                r = memory_write_at(c->fd, &header, sizeof(header), 0);
         /* Without a page the header alone would leave the file short of data_offset. */
         if (r >= 0 && ftruncate(c->fd, (off_t) (c->data_offset + c->written)) < 0)
                 r = -errno;
-        if (r >= 0 && fsync(c->fd) < 0)
+        if (r >= 0 && durable && fsync(c->fd) < 0)
                 r = -errno;
         if (r < 0)
                 return error_set_errno(err, r, "Cannot write the memory of a VM");

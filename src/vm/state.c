@@ -87,12 +87,12 @@ int vm_state_file(const char *path, int flags, struct error *err) {
         return fd < 0 ? error_set_errno(err, errno, "Cannot make the file %s", path) : fd;
 }
 
-int vm_state_file_done(int fd, const char *path, uint64_t *ret_bytes, struct error *err) {
+int vm_state_file_done(int fd, const char *path, bool durable, uint64_t *ret_bytes, struct error *err) {
         struct stat st;
 
-        if (fsync(fd) < 0 || fstat(fd, &st) < 0)
+        if ((durable && fsync(fd) < 0) || fstat(fd, &st) < 0)
                 return error_set_errno(err, errno, "Cannot write the file %s", path);
-        int r = fsync_folder_of(path);
+        int r = durable ? fsync_folder_of(path) : 0;
         if (r < 0)
                 return error_set_errno(err, r, "Cannot make the file %s last", path);
         *ret_bytes = (uint64_t) st.st_size;
@@ -226,6 +226,12 @@ int vm_migrate(struct vm *vm, struct qmp *qmp, const struct op *op, struct error
         return 0;
 }
 
+/* Before the devices, which look into the memory already when they are loaded. */
+static int lay_pages(struct vm *vm, const struct vm_spec *spec, const struct op *op, struct error *err) {
+        vm->pages_error = pages_apply(vm->proc.pid, spec->memory_path, vm->memory_bytes, spec->pages_path, op, err);
+        return vm->pages_error;
+}
+
 int vm_load_state(struct vm *vm, const struct vm_spec *spec, const struct op *op, struct error *err) {
         static const char doing[] = "loading the saved state";
         enum vm_migration how = VM_MIGRATION_UNDER_WAY;
@@ -235,6 +241,8 @@ int vm_load_state(struct vm *vm, const struct vm_spec *spec, const struct op *op
         if (fd < 0)
                 return error_set_errno(err, errno, "Cannot read the saved state %s", spec->state_path);
         int r = vm_qmp(vm, op, &qmp, err);
+        if (r >= 0 && spec->pages_path)
+                r = lay_pages(vm, spec, op, err);
         if (r >= 0)
                 r = set_capabilities(qmp, spec->state == VM_STATE_TEMPLATE, op, err);
         if (r >= 0)
@@ -295,7 +303,7 @@ static int save_template(struct vm *vm, struct qmp *qmp, int fd, const char *pat
                 return r;
         r = vm_migrate(vm, qmp, op, err);
         if (r >= 0)
-                r = vm_state_file_done(fd, path, &bytes, err);
+                r = vm_state_file_done(fd, path, true, &bytes, err);
         if (r >= 0)
                 r = sync_memory(vm, err);
         if (r < 0)

@@ -11,10 +11,10 @@
  * share the page cache, and cost what they write themselves.
  *
  * A *snapshot* of a running child, vm_snapshot(), is its devices and the pages that are its own. The child stands still
- * while QEMU writes the former (some 15 KiB) and we copy the latter (memory.h), and for changing its disk to a new
- * overlay, so that the old one is frozen at the same instant. Afterwards memory_image_build() makes a memory file of
- * the template's and those pages, which any number of *forks* map as the child mapped the template's
- * (VM_STATE_DEVICES). A fork is a child: it can be snapshotted the same way.
+ * while QEMU writes the former (some 24 KiB) and we copy the latter (memory.h), and for changing its disk to a new
+ * overlay, so that the old one is frozen at the same instant. A *fork* (VM_STATE_DEVICES) maps the template's memory,
+ * too, and the pages are laid over it before it goes on; or many forks share a memory file that memory_image_build()
+ * makes of the two. A fork is a child: it can be snapshotted the same way.
  *
  *     template     migrate, capability x-ignore-shared: everything but the shared memory
  *     snapshot     xen-save-devices-state, which needs no Xen: migrate would write private memory too
@@ -46,20 +46,25 @@
 int vm_save_template(struct vm *vm, const char *state_path, const struct op *op, struct error *err);
 
 struct vm_snapshot_args {
-        const char *state_path;   /* new file */
+        const char *state_path;   /* new file. NULL: the disk alone, which changes to overlay_path */
         const char *pages_path;   /* new file: the machine's own pages of memory. NULL: save the whole state */
         const char *overlay_path; /* an empty qcow2 overlay of the machine's disk, on which it goes on. NULL: no disk,
                                      or it stays as it is, and then is no part of the snapshot */
+        bool transient;           /* the files need not outlive the host: they are not flushed */
 };
 
 struct vm_snapshot_result {
         enum vm_state_kind kind; /* VM_STATE_DEVICES, or VM_STATE_FULL: then there is no pages file */
         int64_t pause_ns;        /* for which the machine stood still */
+        bool switched;           /* The disk is on the overlay now: set on failure, too. Also when nobody can tell,
+                                    because QEMU does not answer: an overlay without content is as good as the disk */
         uint64_t state_bytes, pages_bytes;
 };
 
 /* Saves a running machine, which goes on. Falls back to the whole state where the short way does not work. Files last
- * when it returns; on failure they are removed. One at a time: ERROR_CONFLICT. */
+ * when it returns, unless they are transient; on failure they are removed. For the disk alone the machine does not even
+ * stand still: QEMU holds its requests back, and what it has written and not flushed is there as after a loss of power
+ * (agent_freeze() for more than that). *ret is written on failure, too. One at a time: ERROR_CONFLICT. */
 int vm_snapshot(struct vm *vm, const struct vm_snapshot_args *args, const struct op *op, struct vm_snapshot_result *ret,
                 struct error *err);
 
@@ -72,3 +77,5 @@ int vm_disk_file(struct vm *vm, const struct op *op, char **ret, struct error *e
  * not. Bound of the text: VM_KEY_MAX. */
 #define VM_KEY_MAX (32u * 1024u)
 int vm_template_key(const struct platform *p, const struct vm_spec *spec, struct buf *out, struct error *err);
+/* The same for the state of a machine that has booted: its kernel, its agent and the rate of its clock are in it. */
+int vm_machine_key(const struct platform *p, const struct vm_spec *spec, struct buf *out, struct error *err);

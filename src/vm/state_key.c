@@ -41,11 +41,16 @@ static int add_processor(struct buf *key) {
         return r;
 }
 
+/* What a machine needs to boot, and one that goes on has in its memory. */
+static bool is_of_boot(const char *argument) {
+        return str_eq(argument, "-kernel") || str_eq(argument, "-initrd") || str_eq(argument, "-append");
+}
+
 /*
  * The arguments of QEMU are the machine: whatever is changed about them makes another key. What belongs to one VM alone
  * stands there under the same name for all.
  */
-static int add_arguments(struct buf *key, const struct platform *p, const struct vm_spec *spec) {
+static int add_arguments(struct buf *key, const struct platform *p, const struct vm_spec *spec, bool boots) {
         _cleanup_strv_ struct strv argv = {0};
         struct platform host = *p; /* borrows the strings */
         const struct vm_spec kind = {
@@ -68,25 +73,44 @@ static int add_arguments(struct buf *key, const struct platform *p, const struct
          * same to the last digit. */
         host.tsc_khz = (p->tsc_khz + KHZ_PER_MHZ / 2) / KHZ_PER_MHZ * KHZ_PER_MHZ;
         int r = vm_argv(&host, &kind, &argv);
-        for (size_t i = 0; r >= 0 && i < argv.n; i++)
-                r = buf_printf(key, "%s\n", argv.v[i]);
+        for (size_t i = 0; r >= 0 && i < argv.n; i++) {
+                if (!boots && is_of_boot(argv.v[i]))
+                        i++; /* with its value */
+                else
+                        r = buf_printf(key, "%s\n", argv.v[i]);
+        }
         return r;
+}
+
+/* All of a machine that a saved state must find again. */
+static int add_machine(struct buf *key, const struct platform *p) {
+        int r = buf_printf(key, KEY_FORMAT "\nqemu %s\n", p->qemu_version);
+        if (r >= 0)
+                r = add_file(key, "qemu", p->qemu);
+        return r < 0 || p->accel != ACCEL_KVM ? r : add_processor(key);
+}
+
+int vm_machine_key(const struct platform *p, const struct vm_spec *spec, struct buf *out, struct error *err) {
+        _cleanup_buf_ struct buf key = BUF_INIT(VM_KEY_MAX);
+
+        int r = add_machine(&key, p);
+        if (r >= 0)
+                r = add_arguments(&key, p, spec, false);
+        if (r >= 0)
+                r = buf_append(out, key.data, key.len);
+        return r < 0 ? error_set_errno(err, r, "Cannot say what the state of the VM %s fits", spec->id) : 0;
 }
 
 int vm_template_key(const struct platform *p, const struct vm_spec *spec, struct buf *out, struct error *err) {
         _cleanup_buf_ struct buf key = BUF_INIT(VM_KEY_MAX);
 
-        int r = buf_printf(&key, KEY_FORMAT "\nqemu %s\n", p->qemu_version);
-        if (r >= 0)
-                r = add_file(&key, "qemu", p->qemu);
+        int r = add_machine(&key, p);
         if (r >= 0)
                 r = add_file(&key, "kernel", p->kernel);
         if (r >= 0)
                 r = add_file(&key, "initramfs", p->initramfs);
-        if (r >= 0 && p->accel == ACCEL_KVM)
-                r = add_processor(&key);
         if (r >= 0)
-                r = add_arguments(&key, p, spec);
+                r = add_arguments(&key, p, spec, true);
         if (r >= 0)
                 r = buf_append(out, key.data, key.len);
         return r < 0 ? error_set_errno(err, r, "Cannot say what a template of the VM %s depends on", spec->id) : 0;

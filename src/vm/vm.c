@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/thread.h"
 #include "base/waiter.h"
+#include "vm/memory.h"
 #include "vm/vm_private.h"
 
 /* After SIGKILL: how long the end is waited for. Longer than that only takes a process that hangs in the kernel. */
@@ -66,6 +67,12 @@ static void qmp_event(void *arg, const char *name, const json_t *data) {
         }
 }
 
+static void secret_free(char *secret) {
+        if (secret)
+                explicit_bzero(secret, strlen(secret));
+        free(secret);
+}
+
 static void vm_free(struct vm *vm) {
         vm_watch_end(vm);
         agent_unref(vm->agent);
@@ -83,6 +90,7 @@ static void vm_free(struct vm *vm) {
         free(vm->dir);
         free(vm->disk_path);
         free(vm->memory_path);
+        secret_free(vm->session);
         free(vm);
 }
 
@@ -98,6 +106,7 @@ static struct vm *vm_new(const struct vm_spec *spec, const struct vm_callbacks *
                 .memory = spec->memory,
                 .memory_path = spec->memory_path ? strdup(spec->memory_path) : NULL,
                 .memory_bytes = (uint64_t) spec->memory_mb << 20,
+                .session = spec->session ? strdup(spec->session) : NULL,
                 .pidfd = -1,
                 .cb = cb ? *cb : (struct vm_callbacks){0},
                 .console = CAPPED_LOG_INIT,
@@ -111,7 +120,7 @@ static struct vm *vm_new(const struct vm_spec *spec, const struct vm_callbacks *
         pthread_mutex_init(&vm->lock, NULL);
         cond_init(&vm->changed);
         if (!vm->id || !vm->dir || (spec->disk_path && !vm->disk_path) || (spec->memory_path && !vm->memory_path) ||
-            !vm->let_go || vm->wake_fd < 0) {
+            (spec->session && !vm->session) || !vm->let_go || vm->wake_fd < 0) {
                 vm_free(vm);
                 return NULL;
         }
@@ -316,10 +325,40 @@ static int make_memory(const struct vm_spec *spec, struct error *err) {
         return 0;
 }
 
+int vm_set_session(struct vm *vm, const char *session) {
+        char *copy = session ? strdup(session) : NULL;
+
+        if (session && !copy)
+                return -ENOMEM;
+        pthread_mutex_lock(&vm->lock);
+        char *former = vm->session;
+        vm->session = copy;
+        pthread_mutex_unlock(&vm->lock);
+        secret_free(former);
+        return 0;
+}
+
+/* Takes the channel fd (also on failure). */
+static int greet_agent(struct vm *vm, int fd, const struct op *op, struct agent **ret, struct error *err) {
+        bool has_one;
+
+        pthread_mutex_lock(&vm->lock);
+        char *session = vm->session ? strdup(vm->session) : NULL;
+        has_one = vm->session;
+        pthread_mutex_unlock(&vm->lock);
+        if (has_one && !session) {
+                close_fd(fd);
+                return error_set_errno(err, ENOMEM, "Cannot connect to the guest's agent");
+        }
+        int r = agent_open(fd, session, op, ret, err);
+        secret_free(session);
+        return r;
+}
+
 static int open_agent(struct vm *vm, int fd, const struct op *op, struct error *err) {
         struct agent *agent = NULL;
 
-        int r = agent_open(fd, op, &agent, err);
+        int r = greet_agent(vm, fd, op, &agent, err);
         if (r < 0)
                 return r;
         LOCK(&vm->lock);
@@ -385,16 +424,18 @@ static int launch(struct vm *vm, const struct platform *p, const struct vm_spec 
                 return r;
         }
         if (r < 0) {
-                /* When QEMU is dying, its sockets close a moment before it is gone. */
-                const struct op moment = op_sub(op, r == -ETIMEDOUT ? 0 : VM_QUIT_MS);
+                /* When QEMU is dying, its sockets close a moment before it is gone. -EACCES: the agent sent us away. */
+                const bool lives = r == -ETIMEDOUT || r == -EACCES || vm->pages_error < 0;
+                const struct op moment = op_sub(op, lives ? 0 : VM_QUIT_MS);
                 (void) vm_wait_exit(vm, &moment);
                 explain(vm, r, (monotonic_ns() - began) / NSEC_PER_MSEC, &cause, err);
         }
         return r;
 }
 
-int vm_launch(const struct platform *p, const struct vm_spec *spec, const struct vm_callbacks *cb, const struct op *op,
-              struct vm **ret, struct error *err) {
+/* *ret_refused is set with a failure: our user may not write the memory of QEMU. */
+static int try_launch(const struct platform *p, const struct vm_spec *spec, const struct vm_callbacks *cb,
+                      const struct op *op, struct vm **ret, bool *ret_refused, struct error *err) {
         _cleanup_(sockets_close) struct sockets s = {{-1, -1, -1}, {-1, -1, -1}};
         _cleanup_vm_ struct vm *vm = vm_new(spec, cb);
 
@@ -405,6 +446,7 @@ int vm_launch(const struct platform *p, const struct vm_spec *spec, const struct
                 return r;
         r = launch(vm, p, spec, &s, op, err);
         if (r < 0) {
+                *ret_refused = vm->pages_error == -EPERM || vm->pages_error == -EACCES;
                 vm_kill(vm);
                 vm_remove_files(vm->dir); /* also of a QEMU that never ran */
                 if (spec->memory == VM_MEMORY_SHARED)
@@ -413,6 +455,52 @@ int vm_launch(const struct platform *p, const struct vm_spec *spec, const struct
         }
         *ret = TAKE_PTR(vm);
         return 0;
+}
+
+/* With a memory file that is made for this machine alone. It needs no name once QEMU has mapped it. */
+static int launch_with_image(const struct platform *p, const struct vm_spec *spec, const struct vm_callbacks *cb,
+                             const struct op *op, struct vm **ret, struct error *err) {
+        _cleanup_free_ char *image = path_join(spec->dir, VM_MEMORY_IMAGE);
+        struct vm_spec whole = *spec;
+        bool refused;
+
+        if (!image)
+                return error_set_errno(err, ENOMEM, "Cannot start a VM");
+        whole.memory_path = image;
+        whole.pages_path = NULL;
+        int r = memory_image_build(spec->memory_path, spec->pages_path, image, false, op, err);
+        if (r >= 0)
+                r = try_launch(p, &whole, cb, op, ret, &refused, err);
+        unlink(image);
+        return r;
+}
+
+/* Machines that go on from a state wait for their turn: see turn.c. */
+static int launch_in_turn(const struct platform *p, const struct vm_spec *spec, const struct vm_callbacks *cb,
+                          const struct op *op, struct vm **ret, struct error *err) {
+        _cleanup_error_ struct error why = ERROR_INIT;
+        bool refused = false;
+
+        int r = try_launch(p, spec, cb, op, ret, &refused, &why);
+        if (r >= 0 || !refused) {
+                error_move(err, &why);
+                return r;
+        }
+        log_warn("A fork gets a copy of all its memory, because that of QEMU cannot be written", "vm", spec->id,
+                 "reason", error_message(&why));
+        return launch_with_image(p, spec, cb, op, ret, err);
+}
+
+int vm_launch(const struct platform *p, const struct vm_spec *spec, const struct vm_callbacks *cb, const struct op *op,
+              struct vm **ret, struct error *err) {
+        if (spec->state == VM_STATE_NONE)
+                return launch_in_turn(p, spec, cb, op, ret, err);
+        int r = vm_turn_take(op);
+        if (r < 0)
+                return error_set_errno(err, r, "Gave up waiting to start the VM %s", spec->id);
+        r = launch_in_turn(p, spec, cb, op, ret, err);
+        vm_turn_give();
+        return r;
 }
 
 /*
@@ -494,7 +582,7 @@ static int connect_agent(struct vm *vm, const struct op *op, struct agent **ret,
                           strerrordesc_np(-fd));
                 return fd;
         }
-        int r = agent_open(fd, &limited, ret, err);
+        int r = greet_agent(vm, fd, &limited, ret, err);
         /* Our own limit, not the caller's, has ended it. */
         if (r == -ETIMEDOUT && op_check(op) >= 0) {
                 error_set(err, ERROR_GUEST_UNREACHABLE, "The guest's agent did not answer within %d s",

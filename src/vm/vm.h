@@ -58,6 +58,9 @@ struct vm_spec {
         const char *memory_path; /* absolute; of the file, unless the memory is anonymous */
         enum vm_state_kind state;
         const char *state_path;  /* of the file to go on from; only read at the launch */
+        const char *pages_path;  /* for VM_STATE_DEVICES: pages (memory.h) that are laid over the memory first. NULL:
+                                    memory_path has all of it */
+        const char *session;     /* secret of the agent in that state; NULL: it has none */
         const char *disk_path;   /* absolute; NULL: no disk */
         const char *disk_format; /* "qcow2" or "raw" */
         enum vm_net net;
@@ -85,7 +88,9 @@ int vm_argv(const struct platform *p, const struct vm_spec *spec, struct strv *r
 /* Starts QEMU and waits until the agent serves: boots the guest, or lets it go on from a saved state. On failure
  * nothing is left running, nor is a memory file that was made; err has the console's last lines. A guest that goes on
  * from a state has the clock, the entropy and the identity of the moment at which it was saved: agent_configure()
- * before anybody uses it. */
+ * before anybody uses it. Machines that go on wait for their turn under op: few at once, because more of them would
+ * take longer for all. Where QEMU's memory cannot be written, a fork by pages gets a memory file of its own: slower,
+ * and only its whole state can be saved. `spawned` is then called twice, the second process being the one. */
 int vm_launch(const struct platform *p, const struct vm_spec *spec, const struct vm_callbacks *cb, const struct op *op,
               struct vm **ret, struct error *err);
 /* Takes up a VM that an earlier daemon left running, and lets it go on if that one had stopped it to save its state.
@@ -110,6 +115,12 @@ int vm_describe_exit(struct vm *vm, struct buf *out);
 /* The current connection to the agent, made anew if it was lost. *ret is a reference. One maker at a time; others
  * wait for it under their own op. no_space while the machine stands still because the host's disk is full. */
 int vm_agent(struct vm *vm, const struct op *op, struct agent **ret, struct error *err);
+
+/* After agent_configure() has given the agent a new secret: the one for connections from now on (copied). vm_launch()
+ * and vm_attach() take it from the spec. */
+int vm_set_session(struct vm *vm, const char *session);
+/* Tells the guest that its disk, which was made larger (or whose overlay is), has this size. */
+int vm_disk_resize(struct vm *vm, uint64_t bytes, const struct op *op, struct error *err);
 
 /* Agent shutdown, then QMP quit, then SIGKILL; returns when the process is gone. 0, or -ETIMEDOUT or -ECANCELED when op
  * ends before (the process is then killed all the same). */

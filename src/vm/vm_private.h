@@ -15,6 +15,7 @@
 #define VM_CONSOLE_SOCKET "con.sock"
 #define VM_PIDFILE "qemu.pid"
 #define VM_STDERR_FIFO "stderr.fifo"
+#define VM_MEMORY_IMAGE "memory.img"
 #define VM_STDERR_LOG "stderr.log"
 #define VM_STDERR_LOG_OLD "stderr.log.1"
 
@@ -39,6 +40,7 @@ struct vm {
         uint64_t memory_bytes;
         struct proc_id proc;
         int pidfd;
+        int pages_error; /* why the pages could not be laid over QEMU's memory at the launch, or 0 */
         struct vm_callbacks cb;
 
         /* Only for the watcher, until it is joined. */
@@ -61,6 +63,7 @@ struct vm {
         bool asking;      /* somebody makes a connection to QEMU */
         bool saving;      /* somebody saves the state: one at a time, because the guest stands still for it */
         enum vm_migration migration;
+        char *session; /* the agent's secret; NULL: none */
         struct agent *agent;
         struct qmp *qmp;
 };
@@ -76,6 +79,10 @@ int vm_open_said(const char *dir);
 /* vm.c: the current connection to QEMU, made anew if it was lost. *ret is a reference. One maker at a time; others wait
  * for it under their own op. */
 int vm_qmp(struct vm *vm, const struct op *op, struct qmp **ret, struct error *err);
+
+/* turn.c: the right to let a machine go on, of which there are few at once. -ETIMEDOUT, -ECANCELED. */
+int vm_turn_take(const struct op *op);
+void vm_turn_give(void);
 
 /* state.c: lets a guest go on from the state of the spec, in a QEMU that waits for it. */
 int vm_load_state(struct vm *vm, const struct vm_spec *spec, const struct op *op, struct error *err);

@@ -48,8 +48,8 @@ static void reap(struct vm *vm, siginfo_t *ret) {
 }
 
 void vm_remove_files(const char *dir) {
-        static const char *const names[] = {VM_QMP_SOCKET, VM_AGENT_SOCKET, VM_CONSOLE_SOCKET, VM_STDERR_FIFO,
-                                            VM_PIDFILE};
+        static const char *const names[] = {VM_QMP_SOCKET,  VM_AGENT_SOCKET, VM_CONSOLE_SOCKET,
+                                            VM_STDERR_FIFO, VM_PIDFILE,      VM_MEMORY_IMAGE};
 
         for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
                 _cleanup_free_ char *path = path_join(dir, names[i]);

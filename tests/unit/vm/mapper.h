@@ -10,7 +10,10 @@
  */
 
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 
 #include "base/io.h"
 #include "base/process.h"
@@ -22,15 +25,18 @@
 
 struct mapper {
         pid_t pid;
-        int hold_fd; /* the process ends when this is closed */
+        uintptr_t address; /* of the mapping */
+        int hold_fd;       /* the process ends when this is closed */
 };
+/* In place of a run: only a privileged process may look at this one. */
+#define MAPPER_HIDDEN "hidden"
 
 /* What page n holds once the process has written to it: every byte is this. */
 static inline uint8_t mapper_byte(uint64_t page) {
         return (uint8_t) (0x80 | (page * 7 & 0x7f));
 }
 
-/* FILE BYTES FIRST-COUNT... */
+/* FILE BYTES [FIRST-COUNT | every-N | hidden]... */
 static inline int mapper_main(int argc, char **argv) {
         const size_t bytes = strtoull(argv[2], NULL, 10);
         int fd = open(argv[1], O_RDWR | O_CLOEXEC);
@@ -42,6 +48,15 @@ static inline int mapper_main(int argc, char **argv) {
         for (int i = 3; i < argc; i++) {
                 unsigned long long first = 0, count = 0;
 
+                if (str_eq(argv[i], MAPPER_HIDDEN)) {
+                        (void) prctl(PR_SET_DUMPABLE, 0);
+                        continue;
+                }
+                if (sscanf(argv[i], "every-%llu", &count) == 1) {
+                        for (uint64_t page = 0; page < bytes / MAPPER_PAGE; page += count)
+                                memset(memory + page * MAPPER_PAGE, mapper_byte(page), MAPPER_PAGE);
+                        continue;
+                }
                 if (sscanf(argv[i], "%llu-%llu", &first, &count) != 2)
                         return 1;
                 for (uint64_t page = first; page < first + count; page++)
@@ -49,7 +64,7 @@ static inline int mapper_main(int argc, char **argv) {
         }
         /* A page that is only read belongs to the file. */
         byte = *(volatile char *) (memory + bytes - MAPPER_PAGE);
-        byte = write(1, "", 1) == 1 ? byte : 1;
+        byte = write(1, &memory, sizeof(memory)) == sizeof(memory) ? byte : 1;
         return read(0, &byte, 1) == 0 ? 0 : 1;
 }
 
@@ -58,7 +73,6 @@ static inline int mapper_start(struct mapper *m, const char *file, uint64_t byte
         const struct op op = {.deadline = deadline_in_ms(MAPPER_MS)};
         _cleanup_strv_ struct strv argv = {0};
         int in[2], out[2];
-        char byte;
 
         if (pipe2(in, O_CLOEXEC) < 0 || pipe2(out, O_CLOEXEC) < 0)
                 return -errno;
@@ -77,7 +91,7 @@ static inline int mapper_start(struct mapper *m, const char *file, uint64_t byte
         close_fd(out[1]);
         m->hold_fd = in[1];
         if (r >= 0)
-                r = read_full(out[0], &byte, 1, &op);
+                r = read_full(out[0], &m->address, sizeof(m->address), &op);
         close_fd(out[0]);
         return r;
 }
@@ -87,4 +101,16 @@ static inline void mapper_end(struct mapper *m) {
 
         m->hold_fd = close_fd(m->hold_fd);
         (void) process_wait(m->pid, &op, NULL);
+}
+
+/* Takes from the calling thread the right to look into other processes, as far as it has it. */
+static inline void unprivileged_thread(void) {
+        struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+        struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {0};
+
+        if (syscall(SYS_capget, &header, data) < 0)
+                return;
+        data[0].effective &= ~(1u << CAP_SYS_PTRACE);
+        data[0].permitted &= ~(1u << CAP_SYS_PTRACE);
+        (void) syscall(SYS_capset, &header, data);
 }

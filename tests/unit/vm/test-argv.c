@@ -49,7 +49,7 @@ static void test_full_under_tcg(void) {
                 "-sandbox",
                 "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
                 "-M",
-                "microvm,mem-merge=off,dump-guest-core=off,memory-backend=ram",
+                "microvm,mem-merge=off,dump-guest-core=off,memory-backend=ram,suppress-vmdesc=on",
                 "-accel",
                 "tcg,thread=multi,tb-size=64",
                 "-cpu",
@@ -60,6 +60,10 @@ static void test_full_under_tcg(void) {
                 "512M",
                 "-object",
                 "memory-backend-ram,id=ram,size=512M,merge=off,dump=off",
+                "-global",
+                "migration.send-configuration=off",
+                "-global",
+                "migration.announce-rounds=0",
                 "-kernel",
                 "/images/boot/vmlinux",
                 "-initrd",
@@ -153,7 +157,6 @@ static void test_child_of_a_template(void) {
         CHECK_STR(value_of(&argv, "-incoming", 0), "defer");
         CHECK(!value_of(&argv, "-kernel", 0));
         CHECK(!value_of(&argv, "-append", 0));
-        CHECK(!value_of(&argv, "-global", 0));
         /* The devices are those of the template. */
         CHECK_STR(value_of(&argv, "-device", 3), "virtio-blk-device,id=disk0,drive=disk");
 }
@@ -168,8 +171,22 @@ static void test_fork_of_a_child(void) {
         spec.state_path = "/t/state";
         REQUIRE(vm_argv(&tcg, &spec, &argv) == 0);
         CHECK_STR(value_of(&argv, "-incoming", 0), "defer");
-        CHECK_STR(value_of(&argv, "-global", 0), "migration.send-configuration=off");
-        CHECK_STR(value_of(&argv, "-machine", 0), "suppress-vmdesc=on");
+}
+
+/* They are laid over the memory by us: QEMU is not told. */
+static void test_fork_with_pages(void) {
+        _cleanup_strv_ struct strv with = {0}, without = {0};
+        struct vm_spec spec = full;
+
+        spec.memory = VM_MEMORY_PRIVATE;
+        spec.memory_path = "/t/ram";
+        spec.state = VM_STATE_DEVICES;
+        spec.state_path = "/t/state";
+        REQUIRE(vm_argv(&tcg, &spec, &without) == 0);
+        spec.pages_path = "/t/pages";
+        REQUIRE(vm_argv(&tcg, &spec, &with) == 0 && with.n == without.n);
+        for (size_t i = 0; i < with.n; i++)
+                CHECK_STR(with.v[i], without.v[i]);
 }
 
 static void test_whole_state(void) {
@@ -181,7 +198,32 @@ static void test_whole_state(void) {
         REQUIRE(vm_argv(&tcg, &spec, &argv) == 0);
         CHECK_STR(value_of(&argv, "-object", 0), "memory-backend-ram,id=ram,size=512M,merge=off,dump=off");
         CHECK_STR(value_of(&argv, "-incoming", 0), "defer");
-        CHECK(!value_of(&argv, "-global", 0));
+}
+
+/* What one machine saves, any other has to be able to load: a fork of one that booted, a copy of a fork. */
+static void test_states_have_one_form(void) {
+        static const struct {
+                enum vm_memory_kind memory;
+                enum vm_state_kind state;
+        } kinds[] = {
+                {VM_MEMORY_ANONYMOUS, VM_STATE_NONE},   {VM_MEMORY_SHARED, VM_STATE_NONE},
+                {VM_MEMORY_PRIVATE, VM_STATE_TEMPLATE}, {VM_MEMORY_PRIVATE, VM_STATE_DEVICES},
+                {VM_MEMORY_ANONYMOUS, VM_STATE_FULL},
+        };
+
+        for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
+                _cleanup_strv_ struct strv argv = {0};
+                struct vm_spec spec = full;
+
+                spec.memory = kinds[i].memory;
+                spec.memory_path = spec.memory == VM_MEMORY_ANONYMOUS ? NULL : "/t/ram";
+                spec.state = kinds[i].state;
+                spec.state_path = spec.state == VM_STATE_NONE ? NULL : "/t/state";
+                REQUIRE(vm_argv(&tcg, &spec, &argv) == 0);
+                CHECK(strstr(value_of(&argv, "-M", 0), ",suppress-vmdesc=on"));
+                CHECK_STR(value_of(&argv, "-global", 0), "migration.send-configuration=off");
+                CHECK_STR(value_of(&argv, "-global", 1), "migration.announce-rounds=0");
+        }
 }
 
 static void test_memory_and_state_go_together(void) {
@@ -189,7 +231,7 @@ static void test_memory_and_state_go_together(void) {
                 enum vm_memory_kind memory;
                 const char *memory_path;
                 enum vm_state_kind state;
-                const char *state_path;
+                const char *state_path, *pages_path;
         } wrong[] = {
                 {VM_MEMORY_ANONYMOUS, "/ram", VM_STATE_NONE, NULL},
                 {VM_MEMORY_SHARED, NULL, VM_STATE_NONE, NULL},
@@ -199,6 +241,9 @@ static void test_memory_and_state_go_together(void) {
                 {VM_MEMORY_SHARED, "/ram", VM_STATE_TEMPLATE, "/state"},
                 {VM_MEMORY_ANONYMOUS, NULL, VM_STATE_TEMPLATE, "/state"},
                 {VM_MEMORY_ANONYMOUS, NULL, VM_STATE_NONE, "/state"},
+                {VM_MEMORY_PRIVATE, "/ram", VM_STATE_TEMPLATE, "/state", "/pages"},
+                {VM_MEMORY_ANONYMOUS, NULL, VM_STATE_FULL, "/state", "/pages"},
+                {VM_MEMORY_ANONYMOUS, NULL, VM_STATE_NONE, NULL, "/pages"},
         };
 
         for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {
@@ -209,6 +254,7 @@ static void test_memory_and_state_go_together(void) {
                 spec.memory_path = wrong[i].memory_path;
                 spec.state = wrong[i].state;
                 spec.state_path = wrong[i].state_path;
+                spec.pages_path = wrong[i].pages_path;
                 CHECK_INT(vm_argv(&tcg, &spec, &argv), -EINVAL);
         }
 }
@@ -256,7 +302,9 @@ int main(void) {
         RUN(test_template);
         RUN(test_child_of_a_template);
         RUN(test_fork_of_a_child);
+        RUN(test_fork_with_pages);
         RUN(test_whole_state);
+        RUN(test_states_have_one_form);
         RUN(test_memory_and_state_go_together);
         RUN(test_commas_cannot_add_options);
         RUN(test_wrong_network_is_refused);

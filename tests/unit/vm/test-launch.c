@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Starts that fail, with a shell script in the place of QEMU; the choice of the platform. */
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/stat.h>
 
 #include "base/file.h"
+#include "base/thread.h"
 #include "tap.h"
-#include "vm/vm.h"
+#include "vm/vm_private.h"
 
 #define PATIENCE_MS 60000
 
@@ -149,6 +151,69 @@ static void test_what_cannot_be_remembered_does_not_run(void) {
         CHECK_INT(exits, 0);
 }
 
+static void *take_turn(void *arg) {
+        const struct op op = op_timeout(PATIENCE_MS);
+
+        *(int *) arg = vm_turn_take(&op);
+        return NULL;
+}
+
+/* Few machines go on at once: whoever comes later waits until one is done, or gives up. */
+static void test_turns(void) {
+        const struct op now = op_timeout(0);
+        unsigned n = 0, most;
+        int later = -1;
+        pthread_t thread;
+        cpu_set_t set;
+
+        REQUIRE(sched_getaffinity(0, sizeof(set), &set) >= 0);
+        most = (unsigned) CPU_COUNT(&set) + 1;
+        while (n <= most && vm_turn_take(&now) >= 0)
+                n++;
+        CHECK_INT(n, most);
+        CHECK_INT(vm_turn_take(&now), -ETIMEDOUT);
+        REQUIRE(thread_start(&thread, "turn", take_turn, &later) >= 0);
+        vm_turn_give();
+        pthread_join(thread, NULL);
+        CHECK_INT(later, 0);
+        CHECK_INT(vm_turn_take(&now), -ETIMEDOUT);
+        for (; n > 0; n--)
+                vm_turn_give();
+}
+
+/* One that waits under an op that ends is told so, and QEMU is not started. */
+static void test_a_launch_that_gives_up_its_turn(void) {
+        const struct platform p = {.qemu = qemu, .accel = ACCEL_TCG};
+        const struct vm_spec spec = {.id = "t",
+                                     .dir = dir,
+                                     .vcpus = 1,
+                                     .memory_mb = 64,
+                                     .memory = VM_MEMORY_PRIVATE,
+                                     .memory_path = "/ram",
+                                     .state = VM_STATE_TEMPLATE,
+                                     .state_path = "/state"};
+        const struct op now = op_timeout(0);
+        _cleanup_error_ struct error e = ERROR_INIT;
+        struct vm *vm = NULL;
+        unsigned n = 0, most;
+
+        make_qemu("exit 1");
+        unlink(ran);
+        while (vm_turn_take(&now) >= 0)
+                n++;
+        most = n;
+        CHECK_INT(vm_launch(&p, &spec, NULL, &now, &vm, &e), -ETIMEDOUT);
+        CHECK_INT(e.code, ERROR_TIMEOUT);
+        CHECK(access(ran, F_OK) < 0);
+        for (; n > 0; n--)
+                vm_turn_give();
+        /* A failed launch gives its turn back. */
+        const struct op op = op_timeout(PATIENCE_MS);
+        for (unsigned i = 0; i <= most; i++)
+                CHECK(vm_launch(&p, &spec, NULL, &op, &vm, NULL) < 0);
+        CHECK(access(ran, F_OK) == 0);
+}
+
 static void test_attach_to_nobody(void) {
         struct proc_id id = {0};
         const struct vm_spec spec = {.id = "t", .dir = dir};
@@ -263,6 +328,8 @@ int main(void) {
         RUN(test_deadline);
         RUN(test_cancel);
         RUN(test_what_cannot_be_remembered_does_not_run);
+        RUN(test_turns);
+        RUN(test_a_launch_that_gives_up_its_turn);
         RUN(test_attach_to_nobody);
         RUN(test_what_is_missing_is_named);
         RUN(test_forced_tcg);

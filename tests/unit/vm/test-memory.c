@@ -3,13 +3,14 @@
 #include <sys/stat.h>
 
 #include "base/file.h"
+#include "base/thread.h"
 #include "mapper.h"
 #include "tap.h"
 #include "vm/memory.h"
 
 #define PATIENCE_MS 60000
 #define MEMORY_BYTES (1024u * MAPPER_PAGE)
-#define LARGE_PAGES 20000u /* more than PAGES_BUFFER_MAX holds */
+#define LARGE_PAGES 20000u /* for several threads */
 
 static char dir[] = "/tmp/agentiso-memory-XXXXXX";
 static char base[64], pages[64], image[64];
@@ -41,7 +42,7 @@ static int copy_pages(pid_t pid, uint64_t bytes, uint64_t *ret_bytes) {
         if (r >= 0)
                 r = page_copy_take(c, &op, &e);
         if (r >= 0)
-                r = page_copy_finish(c, ret_bytes, &e);
+                r = page_copy_finish(c, true, ret_bytes, &e);
         if (r < 0)
                 printf("# %s\n", error_message(&e));
         return r;
@@ -50,7 +51,7 @@ static int copy_pages(pid_t pid, uint64_t bytes, uint64_t *ret_bytes) {
 static int build(struct error *e) {
         const struct op op = op_timeout(PATIENCE_MS);
 
-        return memory_image_build(base, pages, image, &op, e);
+        return memory_image_build(base, pages, image, false, &op, e);
 }
 
 /* Every page of the image is the process's own or the base's. */
@@ -117,7 +118,7 @@ static bool own_large(uint64_t page) {
         return page >= 5 && page < 5 + LARGE_PAGES;
 }
 
-static void test_more_than_the_buffer_holds(void) {
+static void test_many_pages(void) {
         static const char *const runs[] = {"5-20000", NULL};
         const uint64_t n = LARGE_PAGES + 100;
         struct mapper m;
@@ -130,6 +131,183 @@ static void test_more_than_the_buffer_holds(void) {
         CHECK_INT(bytes, (1 + LARGE_PAGES) * MAPPER_PAGE);
         CHECK_INT(build(NULL), 0);
         check_image(n, own_large);
+}
+
+/* Bytes of this process that are in memory. */
+static uint64_t resident(void) {
+        _cleanup_free_ char *text = NULL;
+        unsigned long long size = 0, pages_in = 0;
+
+        CHECK(file_read_all("/proc/self/statm", 4096, &text, NULL) >= 0 &&
+              sscanf(text, "%llu %llu", &size, &pages_in) == 2);
+        return pages_in * MAPPER_PAGE;
+}
+
+/* What a copy takes is given back with it. */
+static void test_memory_is_given_back(void) {
+        static const char *const runs[] = {"5-20000", NULL};
+        const struct op op = op_timeout(PATIENCE_MS);
+        _cleanup_close_ int fd = open(pages, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+        const uint64_t n = LARGE_PAGES + 100;
+        struct page_copy *c = NULL;
+        struct mapper m;
+
+        make_base(base, n);
+        REQUIRE(mapper_start(&m, base, n * MAPPER_PAGE, runs) >= 0);
+        const uint64_t before = resident();
+        REQUIRE(page_copy_begin(m.pid, base, n * MAPPER_PAGE, fd, &c, NULL) >= 0);
+        CHECK_INT(page_copy_take(c, &op, NULL), 0);
+        CHECK(resident() > before + LARGE_PAGES * MAPPER_PAGE / 2); /* so it is seen here */
+        page_copy_free(c);
+        CHECK(resident() < before + LARGE_PAGES * MAPPER_PAGE / 4);
+        mapper_end(&m);
+}
+
+static bool own_every_third(uint64_t page) {
+        return page % 3 == 0;
+}
+
+/* Runs that no thread's part begins or ends with. */
+static void test_scattered_pages(void) {
+        static const char *const runs[] = {"every-3", NULL};
+        const uint64_t n = LARGE_PAGES;
+        struct mapper m;
+        uint64_t bytes = 0;
+
+        make_base(base, n);
+        REQUIRE(mapper_start(&m, base, n * MAPPER_PAGE, runs) >= 0);
+        CHECK_INT(copy_pages(m.pid, n * MAPPER_PAGE, &bytes), 0);
+        mapper_end(&m);
+        CHECK_INT(build(NULL), 0);
+        check_image(n, own_every_third);
+}
+
+/* More than there is room for: the rest goes to the file at once. */
+static void test_pages_that_came_after_the_beginning(void) {
+        static const char *const runs[] = {NULL};
+        const struct op op = op_timeout(PATIENCE_MS);
+        _cleanup_close_ int fd = open(pages, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+        _cleanup_page_copy_ struct page_copy *c = NULL;
+        const uint64_t n = LARGE_PAGES + 100;
+        _cleanup_free_ char *data = malloc(LARGE_PAGES * (size_t) MAPPER_PAGE), *path = NULL;
+        struct mapper m;
+        uint64_t bytes = 0;
+
+        make_base(base, n);
+        REQUIRE(data && mapper_start(&m, base, n * MAPPER_PAGE, runs) >= 0);
+        CHECK_INT(page_copy_begin(m.pid, base, n * MAPPER_PAGE, fd, &c, NULL), 0);
+        for (uint64_t i = 0; i < LARGE_PAGES; i++)
+                memset(data + i * MAPPER_PAGE, mapper_byte(5 + i), MAPPER_PAGE);
+        path = str_printf("/proc/%d/mem", (int) m.pid);
+        _cleanup_close_ int memory = open(path, O_RDWR | O_CLOEXEC);
+        CHECK_INT(pwrite(memory, data, LARGE_PAGES * (size_t) MAPPER_PAGE, (off_t) (m.address + 5 * MAPPER_PAGE)),
+                  LARGE_PAGES * (size_t) MAPPER_PAGE);
+        CHECK_INT(page_copy_take(c, &op, NULL), 0);
+        mapper_end(&m);
+        CHECK_INT(page_copy_finish(c, false, &bytes, NULL), 0);
+        CHECK_INT(bytes, (1 + LARGE_PAGES) * MAPPER_PAGE);
+        CHECK_INT(build(NULL), 0);
+        check_image(n, own_large);
+}
+
+/* --- pages into a process --- */
+
+static int lay(const struct mapper *m, uint64_t bytes, struct error *e) {
+        const struct op op = op_timeout(PATIENCE_MS);
+
+        return pages_apply(m->pid, base, bytes, pages, &op, e);
+}
+
+/* The pages of one process in another that has some of its own: both are copied from there. */
+static void test_pages_over_a_mapping(void) {
+        static const char *const runs[] = {"0-1", "10-5", NULL}, *const others[] = {"16-1", "1000-1", NULL};
+        _cleanup_error_ struct error e = ERROR_INIT;
+        struct mapper from, to;
+        uint64_t bytes = 0;
+        struct stat before, after;
+
+        make_base(base, 1024);
+        CHECK(stat(base, &before) == 0);
+        REQUIRE(mapper_start(&from, base, MEMORY_BYTES, runs) >= 0);
+        CHECK_INT(copy_pages(from.pid, MEMORY_BYTES, &bytes), 0);
+        mapper_end(&from);
+        REQUIRE(mapper_start(&to, base, MEMORY_BYTES, others) >= 0);
+        CHECK_INT(lay(&to, MEMORY_BYTES, &e), 0);
+        CHECK_INT(copy_pages(to.pid, MEMORY_BYTES, &bytes), 0);
+        CHECK_INT(bytes, (1 + 8) * MAPPER_PAGE);
+        mapper_end(&to);
+        CHECK_INT(build(&e), 0);
+        check_image(1024, own_few);
+        CHECK(stat(base, &after) == 0 && before.st_mtim.tv_sec == after.st_mtim.tv_sec &&
+              before.st_mtim.tv_nsec == after.st_mtim.tv_nsec);
+}
+
+/* The most that one read or write carries is not the most that there is. */
+static void test_many_pages_over_a_mapping(void) {
+        static const char *const runs[] = {"5-20000", NULL}, *const none[] = {NULL};
+        const uint64_t n = LARGE_PAGES + 100;
+        struct mapper from, to;
+        uint64_t bytes = 0;
+
+        make_base(base, n);
+        REQUIRE(mapper_start(&from, base, n * MAPPER_PAGE, runs) >= 0);
+        CHECK_INT(copy_pages(from.pid, n * MAPPER_PAGE, &bytes), 0);
+        mapper_end(&from);
+        REQUIRE(mapper_start(&to, base, n * MAPPER_PAGE, none) >= 0);
+        CHECK_INT(lay(&to, n * MAPPER_PAGE, NULL), 0);
+        CHECK_INT(copy_pages(to.pid, n * MAPPER_PAGE, &bytes), 0);
+        mapper_end(&to);
+        CHECK_INT(build(NULL), 0);
+        check_image(n, own_large);
+}
+
+static void *drop_and_lay(void *arg) {
+        static struct error e;
+        struct mapper *m = arg;
+
+        unprivileged_thread();
+        error_clear(&e);
+        int r = lay(m, MEMORY_BYTES, &e);
+        CHECK(r == -EPERM || r == -EACCES);
+        printf("# %s\n", error_message(&e));
+        error_clear(&e);
+        return NULL;
+}
+
+static void test_a_process_that_may_not_be_written(void) {
+        static const char *const runs[] = {"3-2", NULL}, *const hidden[] = {MAPPER_HIDDEN, NULL};
+        struct mapper from, to;
+        uint64_t bytes = 0;
+        pthread_t thread;
+
+        make_base(base, 1024);
+        REQUIRE(mapper_start(&from, base, MEMORY_BYTES, runs) >= 0);
+        CHECK_INT(copy_pages(from.pid, MEMORY_BYTES, &bytes), 0);
+        mapper_end(&from);
+        REQUIRE(mapper_start(&to, base, MEMORY_BYTES, hidden) >= 0);
+        REQUIRE(thread_start(&thread, "lay", drop_and_lay, &to) >= 0);
+        pthread_join(thread, NULL);
+        mapper_end(&to);
+}
+
+static void test_pages_that_nobody_maps(void) {
+        static const char *const runs[] = {"3-2", NULL};
+        struct op op = op_timeout(PATIENCE_MS);
+        struct mapper m;
+        uint64_t bytes = 0;
+
+        make_base(base, 1024);
+        make_base(image, 1024);
+        REQUIRE(mapper_start(&m, base, MEMORY_BYTES, runs) >= 0);
+        CHECK_INT(copy_pages(m.pid, MEMORY_BYTES, &bytes), 0);
+        CHECK_INT(pages_apply(m.pid, image, MEMORY_BYTES, pages, &op, NULL), -ENOENT);
+        CHECK(pages_apply(m.pid, base, 2 * MEMORY_BYTES, pages, &op, NULL) < 0);
+        op.cancel = cancel_new();
+        cancel_fire(op.cancel);
+        CHECK_INT(pages_apply(m.pid, base, MEMORY_BYTES, pages, &op, NULL), -ECANCELED);
+        cancel_unref(op.cancel);
+        mapper_end(&m);
+        CHECK(lay(&m, MEMORY_BYTES, NULL) < 0); /* it is gone */
 }
 
 static void test_a_process_that_ends_meanwhile(void) {
@@ -170,7 +348,18 @@ static void write_pages(const struct pages_header *header, uint64_t first, uint6
         CHECK_INT(file_write_atomic(pages, data, (1 + n_pages) * MAPPER_PAGE, 0600), 0);
 }
 
+/* Neither way takes them, and the process keeps what it has. */
+static void check_damaged(const struct mapper *m) {
+        _cleanup_error_ struct error e = ERROR_INIT, again = ERROR_INIT;
+
+        CHECK(build(&e) < 0 && error_is_set(&e));
+        CHECK(lay(m, MEMORY_BYTES, &again) < 0 && error_is_set(&again));
+}
+
 static void test_damaged_pages(void) {
+        static const char *const none[] = {NULL};
+        struct mapper m;
+        uint64_t bytes = 0;
         struct pages_header good = {.magic = PAGES_MAGIC,
                                     .page_bytes = MAPPER_PAGE,
                                     .memory_bytes = MEMORY_BYTES,
@@ -185,6 +374,7 @@ static void test_damaged_pages(void) {
         make_base(base, 1024);
         write_pages(&good, 5, 2, 2);
         CHECK_INT(build(NULL), 0);
+        REQUIRE(mapper_start(&m, base, MEMORY_BYTES, none) >= 0);
         for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
                 bad[i] = good;
         bad[0].magic[3] = 'x';
@@ -198,18 +388,19 @@ static void test_damaged_pages(void) {
         bad[8].memory_bytes = MEMORY_BYTES * 2; /* of another base */
         unlink(image);
         for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
-                _cleanup_error_ struct error e = ERROR_INIT;
-
                 write_pages(&bad[i], 5, 2, 2);
-                CHECK(build(&e) < 0 && error_is_set(&e));
+                check_damaged(&m);
         }
         for (size_t i = 0; i < ARRAY_SIZE(runs); i++) {
                 write_pages(&good, runs[i].first, runs[i].count, 2);
-                CHECK(build(NULL) < 0);
+                check_damaged(&m);
         }
         CHECK_INT(file_write_atomic(pages, &good, 20, 0600), 0);
-        CHECK(build(NULL) < 0);
+        check_damaged(&m);
         CHECK(access(image, F_OK) < 0);
+        CHECK_INT(copy_pages(m.pid, MEMORY_BYTES, &bytes), 0);
+        CHECK_INT(bytes, MAPPER_PAGE);
+        mapper_end(&m);
 }
 
 static void test_a_cancelled_build_leaves_nothing(void) {
@@ -225,7 +416,7 @@ static void test_a_cancelled_build_leaves_nothing(void) {
         mapper_end(&m);
         op.cancel = cancel_new();
         cancel_fire(op.cancel);
-        CHECK_INT(memory_image_build(base, pages, out, &op, NULL), -ECANCELED);
+        CHECK_INT(memory_image_build(base, pages, out, true, &op, NULL), -ECANCELED);
         cancel_unref(op.cancel);
         CHECK_INT(rmdir(folder), 0);
 }
@@ -240,9 +431,16 @@ int main(int argc, char **argv) {
         snprintf(image, sizeof(image), "%s/image", dir);
         RUN(test_own_pages_over_the_base);
         RUN(test_nothing_of_its_own);
-        RUN(test_more_than_the_buffer_holds);
+        RUN(test_many_pages);
+        RUN(test_memory_is_given_back);
+        RUN(test_scattered_pages);
+        RUN(test_pages_that_came_after_the_beginning);
         RUN(test_a_process_that_ends_meanwhile);
         RUN(test_what_is_not_mapped);
+        RUN(test_pages_over_a_mapping);
+        RUN(test_many_pages_over_a_mapping);
+        RUN(test_a_process_that_may_not_be_written);
+        RUN(test_pages_that_nobody_maps);
         RUN(test_damaged_pages);
         RUN(test_a_cancelled_build_leaves_nothing);
         rm_rf(dir);

@@ -19,6 +19,8 @@
 #define MEMORY_MB 4u
 #define SAID_MAX 4096u
 #define HALT_LOOKS 3
+#define TOUCHED_PAGE 7u
+#define DEVICES_BYTES 24000u
 
 static char dir[] = "/tmp/agentiso-state-XXXXXX";
 static char memory[64], state[64], pages[64], said[64];
@@ -29,24 +31,33 @@ struct reaction {
         const char *reply; /* a member of the reply: "\"return\": ..."; NULL: none comes */
         const char *event; /* sent after it; NULL: none */
         bool dies;
+        size_t devices;    /* bytes of the devices that it writes first */
+        bool changes_disk; /* from then on it has the overlay as its disk */
 };
 
 #define COMPLETED "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\r\n"
 #define FAILED "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"failed\"}}\r\n"
 #define CANCELLED "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"cancelled\"}}\r\n"
 #define REFUSAL "\"error\": {\"class\": \"GenericError\", \"desc\": \"out of order\"}"
-#define DISK                                                                                                   \
-        "\"return\": [{\"device\": \"\", \"inserted\": {\"node-name\": \"disk\", \"file\": \"/disk.qcow2\"}, " \
-        "\"qdev\": \"/machine/peripheral/disk0/virtio-backend\"}]"
+#define DISK                                                                                       \
+        "\"return\": [{\"device\": \"\", \"qdev\": \"/machine/peripheral/disk0/virtio-backend\", " \
+        "\"inserted\": {\"node-name\": \"disk\", \"file\": \"json:{...}\"}}]"
+#define FILES(file)                                                                             \
+        "\"return\": [{\"node-name\": \"disk\", \"file\": \"json:{...}\"}, "                    \
+        "{\"node-name\": \"other-file\", \"file\": \"/base\"}, {\"node-name\": \"disk-file\", " \
+        "\"file\": \"" file "\"}]"
 
 #define RUNNING "\"return\": {\"status\": \"running\"}"
 
+static const struct reaction changed = {.command = "query-named-block-nodes", .reply = FILES("/overlay.qcow2")};
 static const struct reaction halted = {.command = "query-status", .reply = "\"return\": {\"status\": \"postmigrate\"}"};
 static const struct reaction usual[] = {
+        {.command = "xen-save-devices-state", .reply = "\"return\": {}", .devices = DEVICES_BYTES},
         {.command = "add-fd", .reply = "\"return\": {\"fdset-id\": 7, \"fd\": 9}"},
         {.command = "query-status", .reply = RUNNING},
         {.command = "query-migrate", .reply = "\"return\": {\"error-desc\": \"the devices are shy\"}"},
         {.command = "query-block", .reply = DISK},
+        {.command = "query-named-block-nodes", .reply = FILES("/disk.qcow2")},
         {.command = "migrate", .reply = "\"return\": {}", .event = COMPLETED},
         {.command = "migrate_cancel", .reply = "\"return\": {}", .event = CANCELLED},
 };
@@ -54,7 +65,10 @@ static const struct reaction usual[] = {
 struct played {
         struct mapper process;
         int listen, agent, console, fd;
+        int passed; /* the descriptor that came last, until it is taken back; -1: none */
         pthread_t thread;
+        bool changed;                   /* its disk is on the overlay */
+        bool lively;                    /* touches the guest's memory as soon as it is done with the devices */
         const struct reaction *special; /* comes before the usual ones; NULL: none */
         int halts;                      /* looks at the status after a migration until it says so; -1: runs */
         struct vm *vm;
@@ -70,8 +84,12 @@ static const struct reaction *reaction_to(struct played *p, const char *command)
                 p->halts = -1;
         else if (str_eq(command, "query-status") && p->halts >= 0 && p->halts-- == 0)
                 return &halted;
-        if (p->special && str_eq(p->special->command, command))
+        if (p->special && str_eq(p->special->command, command)) {
+                p->changed |= p->special->changes_disk;
                 return p->special;
+        }
+        if (p->changed && str_eq(command, changed.command))
+                return &changed;
         for (size_t i = 0; i < ARRAY_SIZE(usual); i++)
                 if (str_eq(usual[i].command, command))
                         return &usual[i];
@@ -84,10 +102,31 @@ static void say(struct played *p, const char *text) {
         (void) write_full(p->fd, text, strlen(text), &op);
 }
 
+/* What QEMU's main loop does with the memory of a guest that stands still: its channel moves on. */
+static void touch_memory(struct played *p) {
+        _cleanup_free_ char *path = str_printf("/proc/%d/mem", (int) p->process.pid);
+        _cleanup_close_ int fd = open(path, O_RDWR | O_CLOEXEC);
+        const char text[] = "changed";
+
+        CHECK(pwrite(fd, text, sizeof(text), (off_t) p->process.address + TOUCHED_PAGE * MAPPER_PAGE) > 0);
+}
+
+/* Writes the devices where it was told to, and stands in it until they are taken. */
+static void write_devices(struct played *p, json_t *command, size_t n) {
+        const char *file = json_string_value(json_object_get(json_object_get(command, "arguments"), "filename"));
+        _cleanup_free_ char *data = calloc(1, n);
+
+        CHECK_STR(file, "/proc/self/fd/9");
+        (void) (write(p->passed, data, n) == (ssize_t) n); /* not when nobody wants it any more */
+        if (p->lively)
+                touch_memory(p);
+}
+
 static void answer(struct played *p, const char *line) {
         static const char *const decide[] = {"stop",    "xen-save-devices-state", "blockdev-snapshot", "cont",
                                              "migrate", "migrate_cancel",         "blockdev-del",      "blockdev-add"};
         _cleanup_json_ json_t *command = json_loads(line, 0, NULL);
+        const json_t *arguments = json_object_get(command, "arguments");
         const char *name = json_string_value(json_object_get(command, "execute"));
         /* QEMU undoes a `cont` that comes before its migration thread is done. */
         if (str_eq(name, "cont"))
@@ -99,18 +138,43 @@ static void answer(struct played *p, const char *line) {
                 for (size_t i = 0; i < ARRAY_SIZE(decide); i++)
                         if (str_eq(decide[i], name))
                                 (void) buf_printf(&p->said, "%s ", name);
+                if (str_eq(name, "block_resize"))
+                        (void) buf_printf(&p->said, "resize %s %lld ",
+                                          json_string_value(json_object_get(arguments, "node-name")),
+                                          (long long) json_integer_value(json_object_get(arguments, "size")));
         }
+        if (str_eq(name, "remove-fd"))
+                p->passed = close_fd(p->passed);
         if (r && r->dies) {
                 (void) kill(p->process.pid, SIGKILL);
                 p->fd = close_fd(p->fd);
                 return;
         }
+        if (r && r->devices > 0)
+                write_devices(p, command, r->devices);
         if (r && !r->reply)
                 return;
         _cleanup_free_ char *reply = str_printf("{%s, \"id\": %lld}\r\n%s", r ? r->reply : "\"return\": {}",
                                                 (long long) json_integer_value(json_object_get(command, "id")),
                                                 r && r->event ? r->event : "");
         say(p, reply);
+}
+
+/* One byte of a command, and the descriptor that came with it. */
+static bool read_byte(struct played *p, char *ret) {
+        const struct op op = op_timeout(PATIENCE_MS);
+        char control[CMSG_SPACE(sizeof(int))];
+        struct iovec iov = {.iov_base = ret, .iov_len = 1};
+        struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof(control)};
+
+        if (wait_fd(p->fd, POLLIN, &op) < 0 || recvmsg(p->fd, &m, MSG_CMSG_CLOEXEC) != 1)
+                return false;
+        struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+        if (c && c->cmsg_type == SCM_RIGHTS) {
+                close_fd(p->passed);
+                memcpy(&p->passed, CMSG_DATA(c), sizeof(p->passed));
+        }
+        return true;
 }
 
 static void *qmp_main(void *arg) {
@@ -123,7 +187,7 @@ static void *qmp_main(void *arg) {
                 return NULL;
         p->fd = accept4(p->listen, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         say(p, "{\"QMP\": {}}\r\n");
-        while (p->fd >= 0 && read_full(p->fd, &c, 1, &op) >= 0) {
+        while (p->fd >= 0 && read_byte(p, &c)) {
                 buf_append(&line, &c, 1);
                 if (c == '\n') {
                         answer(p, line.data);
@@ -150,7 +214,7 @@ static void played_start(struct played *p, const struct reaction *special, enum 
         };
         struct proc_id id;
 
-        *p = (struct played){.special = special, .halts = -1, .fd = -1, .said = BUF_INIT(SAID_MAX)};
+        *p = (struct played){.special = special, .halts = -1, .fd = -1, .passed = -1, .said = BUF_INIT(SAID_MAX)};
         pthread_mutex_init(&p->lock, NULL);
         REQUIRE(mkfifo(said, 0600) == 0);
         REQUIRE((p->listen = listen_at("qmp.sock")) >= 0 && (p->agent = listen_at("agent.sock")) >= 0 &&
@@ -166,6 +230,7 @@ static void played_end(struct played *p) {
                 vm_kill(p->vm);
         vm_unref(p->vm);
         pthread_join(p->thread, NULL);
+        close_fd(p->passed);
         close_fd(p->fd);
         close_fd(p->listen);
         close_fd(p->agent);
@@ -213,7 +278,8 @@ static void test_snapshot(void) {
         CHECK_INT(take(&p, PATIENCE_MS, &result, &e), 0);
         CHECK_INT(result.kind, VM_STATE_DEVICES);
         CHECK_INT(result.pages_bytes, (1 + 3) * MAPPER_PAGE);
-        CHECK(result.pause_ns > 0);
+        CHECK_INT(result.state_bytes, DEVICES_BYTES);
+        CHECK(result.pause_ns > 0 && result.switched);
         check_said(&p, "blockdev-add stop xen-save-devices-state blockdev-snapshot cont ");
         played_end(&p);
 }
@@ -238,6 +304,128 @@ static void test_the_other_way(void) {
                                "blockdev-add stop blockdev-snapshot migrate cont ");
                 played_end(&p);
         }
+}
+
+/* QEMU's main loop runs on while the guest stands still, and what it does to the guest's memory after the devices were
+ * saved must not be in the pages. */
+static void test_devices_and_pages_are_of_one_instant(void) {
+        const struct op op = op_timeout(PATIENCE_MS);
+        const struct vm_snapshot_args args = {.state_path = state, .pages_path = pages};
+        struct vm_snapshot_result result = {0};
+        struct played p;
+        uint8_t want[MAPPER_PAGE];
+        _cleanup_free_ char *got = NULL;
+        size_t len = 0;
+
+        played_start(&p, NULL, VM_MEMORY_PRIVATE);
+        p.lively = true;
+        CHECK_INT(vm_snapshot(p.vm, &args, &op, &result, NULL), 0);
+        CHECK(!result.switched);
+        REQUIRE(file_read_all(pages, 1 << 20, &got, &len) >= 0 && len == result.pages_bytes);
+        memset(want, mapper_byte(TOUCHED_PAGE), sizeof(want));
+        CHECK(memcmp(got + MAPPER_PAGE, want, sizeof(want)) == 0);
+        unlink(state);
+        unlink(pages);
+        played_end(&p);
+}
+
+static void test_a_qemu_that_does_not_wait(void) {
+        static const struct reaction hasty = {
+                .command = "xen-save-devices-state", .reply = "\"return\": {}", .devices = 100};
+        struct vm_snapshot_result result = {0};
+        _cleanup_error_ struct error e = ERROR_INIT;
+        struct played p;
+
+        played_start(&p, &hasty, VM_MEMORY_PRIVATE);
+        CHECK_INT(take(&p, PATIENCE_MS, &result, &e), 0);
+        CHECK_INT(result.kind, VM_STATE_FULL);
+        played_end(&p);
+}
+
+/* --- the disk alone --- */
+
+static int take_disk(struct played *p, int64_t ms, struct vm_snapshot_result *ret, struct error *err) {
+        const struct op op = op_timeout(ms);
+        const struct vm_snapshot_args args = {.overlay_path = "/overlay.qcow2"};
+
+        memset(ret, 0x55, sizeof(*ret));
+        return vm_snapshot(p->vm, &args, &op, ret, err);
+}
+
+static void test_disk_alone(void) {
+        struct vm_snapshot_result result;
+        struct played p;
+
+        played_start(&p, NULL, VM_MEMORY_ANONYMOUS);
+        CHECK_INT(take_disk(&p, PATIENCE_MS, &result, NULL), 0);
+        CHECK_INT(result.kind, VM_STATE_NONE);
+        CHECK(result.switched && result.pause_ns == 0 && result.state_bytes == 0);
+        check_said(&p, "blockdev-add blockdev-snapshot "); /* and nobody had to stand still */
+        played_end(&p);
+}
+
+/* Whatever QEMU says or does not say, the caller learns which file the disk is on. */
+static void test_disk_that_did_not_change_or_did(void) {
+        static const struct reaction refuses = {.command = "blockdev-snapshot", .reply = REFUSAL},
+                                     silent = {.command = "blockdev-snapshot"},
+                                     silent_but_done = {.command = "blockdev-snapshot", .changes_disk = true},
+                                     dies = {.command = "blockdev-snapshot", .dies = true},
+                                     no_file = {.command = "blockdev-add", .reply = REFUSAL};
+        static const struct {
+                const struct reaction *special;
+                enum error_code code;
+                bool switched;
+                const char *said;
+        } cases[] = {
+                {&no_file, ERROR_INTERNAL, false, "blockdev-add "},
+                {&refuses, ERROR_INTERNAL, false, "blockdev-add blockdev-snapshot blockdev-del "},
+                {&silent, ERROR_TIMEOUT, false, "blockdev-add blockdev-snapshot blockdev-del "},
+                {&silent_but_done, ERROR_TIMEOUT, true, "blockdev-add blockdev-snapshot "},
+                /* Nobody can tell; an overlay without content is as good as what is beneath it. */
+                {&dies, ERROR_NOT_RUNNING, true, "blockdev-add blockdev-snapshot "},
+        };
+
+        for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+                struct vm_snapshot_result result;
+                _cleanup_error_ struct error e = ERROR_INIT;
+                struct played p;
+
+                played_start(&p, cases[i].special, VM_MEMORY_PRIVATE);
+                CHECK(take_disk(&p, cases[i].code == ERROR_TIMEOUT ? SHORT_MS : PATIENCE_MS, &result, &e) < 0);
+                CHECK_INT(e.code, cases[i].code);
+                CHECK_INT(result.switched, cases[i].switched);
+                check_said(&p, cases[i].said);
+                played_end(&p);
+        }
+}
+
+static void test_snapshot_of_nothing(void) {
+        const struct op op = op_timeout(PATIENCE_MS);
+        const struct vm_snapshot_args nothing = {0}, no_state = {.pages_path = pages, .overlay_path = "/overlay.qcow2"};
+        struct vm_snapshot_result result;
+        struct played p;
+
+        played_start(&p, NULL, VM_MEMORY_PRIVATE);
+        CHECK_INT(vm_snapshot(p.vm, &nothing, &op, &result, NULL), -EINVAL);
+        CHECK_INT(vm_snapshot(p.vm, &no_state, &op, &result, NULL), -EINVAL);
+        check_said(&p, NULL);
+        played_end(&p);
+}
+
+static void test_disk_resize(void) {
+        static const struct reaction refuses = {.command = "block_resize", .reply = REFUSAL};
+        const struct op op = op_timeout(PATIENCE_MS);
+        _cleanup_error_ struct error e = ERROR_INIT;
+        struct played p;
+
+        played_start(&p, NULL, VM_MEMORY_PRIVATE);
+        CHECK_INT(vm_disk_resize(p.vm, 10ull << 30, &op, NULL), 0);
+        check_said(&p, "resize disk 10737418240 ");
+        p.special = &refuses;
+        CHECK(vm_disk_resize(p.vm, 10ull << 30, &op, &e) < 0);
+        CHECK_INT(e.code, ERROR_INTERNAL);
+        CHECK_INT(vm_disk_resize(p.vm, UINT64_MAX, &op, NULL), -EINVAL);
+        played_end(&p);
 }
 
 static void test_anonymous_memory(void) {
@@ -278,7 +466,7 @@ static void test_the_machine_always_goes_on(void) {
                 {{.command = "blockdev-snapshot"},
                  VM_MEMORY_PRIVATE,
                  ERROR_TIMEOUT,
-                 "blockdev-add stop xen-save-devices-state blockdev-snapshot cont "},
+                 "blockdev-add stop xen-save-devices-state blockdev-snapshot cont blockdev-del "},
                 {{.command = "migrate", .reply = REFUSAL},
                  VM_MEMORY_ANONYMOUS,
                  ERROR_INTERNAL,
@@ -305,6 +493,7 @@ static void test_the_machine_always_goes_on(void) {
                 played_start(&p, &cases[i].special, cases[i].memory);
                 CHECK(take(&p, cases[i].code == ERROR_TIMEOUT ? SHORT_MS : PATIENCE_MS, &result, &e) < 0);
                 CHECK_INT(e.code, cases[i].code);
+                CHECK_INT(result.switched, strstr(cases[i].said, "blockdev-snapshot migrate") != NULL);
                 CHECK(!strstr(error_message(&e), "stand still"));
                 check_said(&p, cases[i].said);
                 /* It can be saved again: whatever was in the way is gone. */
@@ -431,7 +620,7 @@ static void test_one_without_a_guest_is_ended(void) {
         const struct op op = op_timeout(PATIENCE_MS);
         static const char *const runs[] = {NULL};
         const struct vm_spec spec = {.id = "t", .dir = dir};
-        struct played p = {.special = &loading, .halts = -1, .fd = -1, .said = BUF_INIT(SAID_MAX)};
+        struct played p = {.special = &loading, .halts = -1, .fd = -1, .passed = -1, .said = BUF_INIT(SAID_MAX)};
         _cleanup_error_ struct error e = ERROR_INIT;
         struct process_result how;
         struct proc_id id;
@@ -449,7 +638,8 @@ static void test_one_without_a_guest_is_ended(void) {
 }
 
 static void test_disk_file(void) {
-        static const struct reaction none = {.command = "query-block", .reply = "\"return\": []"};
+        static const struct reaction none = {.command = "query-block", .reply = "\"return\": []"},
+                                     nameless = {.command = "query-named-block-nodes", .reply = "\"return\": []"};
         const struct op op = op_timeout(PATIENCE_MS);
         _cleanup_error_ struct error e = ERROR_INIT;
         _cleanup_free_ char *file = NULL;
@@ -461,6 +651,9 @@ static void test_disk_file(void) {
         p.special = &none;
         CHECK(vm_disk_file(p.vm, &op, &file, &e) < 0);
         CHECK_INT(e.code, ERROR_NOT_FOUND);
+        p.special = &nameless;
+        CHECK(vm_disk_file(p.vm, &op, &file, &e) < 0);
+        CHECK_INT(e.code, ERROR_INTERNAL);
         played_end(&p);
 }
 
@@ -504,6 +697,12 @@ int main(int argc, char **argv) {
         if (fd < 0 || ftruncate(fd, MEMORY_MB << 20) < 0)
                 return 1;
         RUN(test_snapshot);
+        RUN(test_devices_and_pages_are_of_one_instant);
+        RUN(test_a_qemu_that_does_not_wait);
+        RUN(test_disk_alone);
+        RUN(test_disk_that_did_not_change_or_did);
+        RUN(test_snapshot_of_nothing);
+        RUN(test_disk_resize);
         RUN(test_the_other_way);
         RUN(test_anonymous_memory);
         RUN(test_the_machine_always_goes_on);
