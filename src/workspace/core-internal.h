@@ -12,30 +12,42 @@
  *
  * Whatever only reads (list, info, the agent for a command) takes no claim.
  *
- * Lock order: commit_lock, then lock. A token's lock (base/deadline.h) is taken before both. The store has its own lock
- * below commit_lock. vm_unref() joins a thread whose callback takes `lock`: it is called with none of them held.
+ * Snapshots are claimed by nobody: an operation that uses one *pins* it, so that its files stay.
+ *
+ * Lock order: snap_lock, then a workspace's commit_lock, then lock. A token's lock (base/deadline.h) is taken before
+ * all of them. The store has its own lock below. vm_unref() joins a thread whose callback takes `lock`: it is called
+ * with none of them held.
  */
 
 #include <pthread.h>
 
 #include "base/thread.h"
 #include "base/waiter.h"
+#include "vm/state.h"
 #include "workspace/workspace.h"
 
 #define WS_MEMORY_MB_MIN 128             /* the kernel and a root file system need about 100 */
 #define WS_NAME_MAX 128                  /* bytes of a name */
 #define WS_NAME_TRIES 8                  /* for a random name that is free */
+#define WS_NAMES_SHOWN 100u              /* names among which the nearest one is looked for */
 #define OWNERS_MAX 4096                  /* live clients */
 #define LAST_WORDS_MAX 2000u             /* bytes of console that are kept with the reason of a crash */
 #define TAIL_READ_MAX (CONSOLE_KEEP * 3) /* of a log: each byte may become a replacement character of three */
 #define QEMU_END_MS 10000                /* until a killed process must be gone */
 #define QEMU_DYING_MS 500                /* between the loss of a connection and the end of the process */
 #define RECOVER_BOOT_MS 5000             /* for all workspaces together whose boot a crash cut short */
+#define RESUME_MS 20000                  /* for a machine that goes on from a state; longer, and it is booted instead */
+#define SLOTS 2                          /* folders for VMs that a workspace has: a restore starts the second one */
+#define GIB ((uint64_t) 1 << 30)
 
 struct workspace {
         struct core *core;
-        char id[UUID_LEN + 1]; /* never changes, as dir */
-        char *dir;
+        char id[UUID_LEN + 1]; /* never changes, as dirs */
+        char *dirs[SLOTS];     /* of its VM, by slot; the second one is below the first */
+
+        pthread_mutex_t commit_lock; /* makes one change of the row at a time: memory, store, memory */
+        struct machine *recording;   /* being started by whoever has the claim, for the row to know; or NULL */
+        bool disk_unsure; /* for whoever has the claim: the storage may not know on which file the machine writes */
 
         /* All of this is guarded by core->lock. */
         struct ws_row row; /* as the store has it; written by lifecycle.c only */
@@ -51,23 +63,43 @@ struct owner {
         struct owner *next;
 };
 
+struct snapshot {
+        struct core *core;
+        char id[UUID_LEN + 1];      /* never changes, as dir */
+        char *dir;                  /* of its files, if it has memory */
+        pthread_mutex_t image_lock; /* one thread at a time makes the whole memory of its pages */
+
+        /* These are guarded by core->lock. */
+        struct snap_row row;   /* as the store has it */
+        unsigned pins;         /* operations that use it */
+        unsigned timeouts;     /* of machines that were to go on from it, in a row */
+        uint64_t failed_sweep; /* the last sweep that could not remove it */
+        struct snapshot *next;
+};
+
 struct core {
         /* These never change. */
         struct core_config cfg; /* its texts point at the copies that follow */
-        char *vms_dir, *image_dir, *default_image, *transfer_dir;
+        char *vms_dir, *snapshots_dir, *image_dir, *default_image, *transfer_dir;
         struct db *db;
         struct storage *storage;
         const struct platform *platform;
         pthread_t reaper;
         bool has_reaper;
 
-        pthread_mutex_t commit_lock; /* makes one change of a row at a time: memory, store, memory */
-        pthread_mutex_t lock;        /* guards what follows, and the workspaces as said above */
-        pthread_cond_t changed;      /* a claim was let go, a workspace is gone, an op was cancelled */
-        pthread_cond_t reap;         /* wakes the reaper */
+        struct template_builder *builder; /* template.c */
+        struct pool *pool;                /* pool.c */
+
+        pthread_mutex_t snap_lock; /* makes one change of the snapshots at a time: memory, store, memory */
+        pthread_mutex_t lock;      /* guards what follows, the workspaces and the snapshots as said above */
+        pthread_cond_t changed;    /* a claim was let go, a workspace is gone, an op was cancelled */
+        pthread_cond_t reap;       /* wakes the reaper */
         bool reap_wanted, closing;
         struct workspace *first; /* oldest first */
         size_t n_workspaces;
+        struct snapshot *snapshots; /* oldest first */
+        uint64_t n_sweeps;
+        unsigned n_foreground; /* operations that somebody waits for and that start machines */
         struct owner *owners;
         size_t n_owners;
 };
@@ -79,7 +111,7 @@ int workspace_new(struct core *core, struct ws_row *row, bool busy, struct works
 void registry_add_locked(struct core *core, struct workspace *ws);
 /* Takes it out for good: those who wait for it get not_found. */
 void registry_remove(struct workspace *ws);
-/* By id or name; NULL. */
+/* By id or name; NULL. One of the pool is nobody's yet, and is not found. */
 struct workspace *registry_find_locked(struct core *core, const char *ref);
 int registry_not_found_locked(struct core *core, const char *ref, struct error *err);
 
@@ -107,6 +139,10 @@ enum ws_state workspace_state(struct workspace *ws);
 /* lifecycle.c: the table of moves, and changes of a row: store first, then memory. */
 
 bool ws_move_allowed(enum ws_state from, enum ws_state to);
+/* Changes the row by a function that edits a copy of it; a negative errno from it, with or without err, changes
+ * nothing. */
+typedef int (*row_edit)(struct ws_row *row, void *arg, struct error *err);
+int workspace_change(struct workspace *ws, row_edit edit, void *arg, struct error *err);
 /* Moves to a state. To running: the start time is now. To stopped: no process, no start time, and last_error as given
  * (NULL: none). A move that is not in the table is a defect of ours: internal. */
 int workspace_move(struct workspace *ws, enum ws_state to, const char *last_error, struct error *err);
@@ -129,17 +165,155 @@ uint32_t address_capacity(unsigned prefix_len);
 void address_mac(uint32_t address, char ret[MAC_LEN + 1]);
 void address_text(uint32_t address, char ret[16]);
 
-/* boot.c */
+/* create.c: coming into being, for creates, forks and the pool. */
 
-/* Starts QEMU, mounts, gives the guest its identity; the workspace then has its VM. On failure nothing runs. */
-int workspace_boot(struct workspace *ws, const struct op *op, struct error *err);
-/* Takes up a QEMU that runs already. */
+struct birth {
+        const char *name;        /* NULL: name_prefix and 8 hexadecimal digits */
+        const char *name_prefix; /* e.g. "ws" */
+        const char *base_image, *owner;
+        unsigned vcpus, memory_mb, disk_gb;
+        bool allow_internet, pooled;
+        const char *parent;             /* snapshot that the disk will stand on; NULL: none */
+        const struct ws_origin *origin; /* NULL: no fork */
+};
+int workspace_check_name(const char *name, struct error *err);
+int check_range(const char *what, unsigned value, unsigned min, unsigned max, struct error *err);
+/* Reserves name, address and place, first in memory, then in the store, and makes the folder. The workspace is creating
+ * and claimed. */
+int workspace_reserve(struct core *core, const struct birth *b, struct workspace **ret, struct error *err);
+/* Undoes a creation that failed or was cancelled; what cannot be undone now keeps its row and is undone later. */
+void workspace_abandon(struct workspace *ws);
+/* A machine of an image, on a new disk, in the fastest way there is. The workspace was reserved; it is running then. */
+int workspace_build(struct workspace *ws, const struct image *image, const struct op *op, enum ws_start_kind *ret,
+                    struct error *err);
+
+/* machine.c: a VM for a workspace, of whatever it begins with. */
+
+/* The files that a machine goes on from; zeros: it boots. */
+struct start_files {
+        enum vm_memory_kind memory;
+        enum vm_state_kind state;
+        char *memory_path, *state_path, *pages_path; /* owned */
+        char memory_base[UUID_LEN + 1];              /* for the row: the snapshot whose memory file that is */
+        char *session;                               /* owned: of the agent in it */
+        bool root_mounted;
+        unsigned disk_gb; /* that its guest believes in; 0: it has not seen its disk yet */
+};
+void start_files_clear(struct start_files *f);
+#define _cleanup_start_files_ _cleanup_(start_files_clear)
+
+struct machine_args {
+        const struct start_files *from; /* NULL: boots */
+        const char *disk;               /* id of its disk, "": as the row says */
+        unsigned slot;                  /* the folder that it gets */
+        bool record; /* the row shall have the process as soon as it exists; otherwise *ret says what it should have */
+};
+/* What a row must know of a machine. */
+struct machine {
+        struct vm *vm;
+        struct snapshot *pin; /* of memory_base, owned, until the row has that; NULL: the row has it */
+        struct proc_id proc;
+        char disk[UUID_LEN + 1], memory_base[UUID_LEN + 1], session[SESSION_LEN + 1];
+        unsigned slot;
+};
+/* Starts QEMU, mounts the root file system, gives the guest its identity. On failure nothing runs. */
+int machine_start(struct workspace *ws, const struct machine_args *args, const struct op *op, struct machine *ret,
+                  struct error *err);
+/* Writes that into a row. */
+int machine_to_row(const struct machine *m, struct ws_row *row);
+/* Takes up a QEMU that runs already; the workspace then has its VM. */
 int workspace_attach(struct workspace *ws, const struct proc_id *proc, struct error *err);
-/* The part of a boot after the agent serves: idempotent. */
+/* What is left of a start after the agent serves, for one that a crash cut short. */
 int workspace_prepare_guest(struct workspace *ws, struct vm *vm, const struct op *op, struct error *err);
+/* Gives a guest that has its identity another name, and the clock and the entropy of now. */
+int workspace_rename_guest(struct workspace *ws, const char *name, const struct op *op, struct error *err);
+void workspace_set_vm(struct workspace *ws, struct vm *vm);
+/* Puts a disk in order that a freeze left half done, before anything is built on it or a machine starts on it. */
+int workspace_settle_disk(struct workspace *ws, const struct op *op, struct error *err);
+/* The folder of the VM that it has now (borrowed). */
+const char *workspace_vm_dir(struct workspace *ws);
 /* What a guest may call itself: at most 63 letters, digits and inner dashes. */
 #define HOSTNAME_LEN 63
 void hostname_of(const char *name, char ret[HOSTNAME_LEN + 1]);
+int core_platform(struct core *core, const struct op *op, const struct platform **ret, struct error *err);
+
+/* start-stop.c */
+
+/* A machine on the disk that the workspace has: of a template that fits any disk, else by a boot. It then has its VM.
+ * With `disk` (an id) and without `record`: as machine_start() has it. */
+int workspace_bring_up(struct workspace *ws, const struct machine_args *args, const struct op *op, struct machine *ret,
+                       enum ws_start_kind *ret_kind, struct error *err);
+
+/* snapshots.c: the registry of snapshots, and their end. */
+
+int snapshots_load(struct core *core, struct error *err);
+void snapshots_free(struct core *core);
+struct snapshot *snapshot_find_locked(struct core *core, const char *id);
+struct snapshot *snapshot_by_name_locked(struct core *core, const char *workspace, const char *name);
+void snapshot_pin_locked(struct snapshot *s);
+void snapshot_unpin(struct snapshot *s); /* accepts NULL */
+DEFINE_CLEANUP(struct snapshot *, snapshot_unpin)
+#define _cleanup_snapshot_ _cleanup_(snapshot_unpinp)
+/* Stores a row (taken over; SNAP_CREATING) and makes the folder. The snapshot is pinned. */
+int snapshot_new(struct core *core, struct snap_row *row, struct snapshot **ret, struct error *err);
+/* Removes its files; the folder stays. */
+int snapshot_empty(struct snapshot *s, struct error *err);
+/* A copy of the row. */
+int snapshot_row(struct snapshot *s, struct snap_row *ret, struct error *err);
+/* Stores a row (taken over) in place of the one that the snapshot has. With ws: in the same transaction its disk stands
+ * on the snapshot. */
+int snapshot_commit(struct snapshot *s, struct snap_row *next, struct workspace *ws, struct error *err);
+/* Notes that a machine was made of it. */
+void snapshot_note_use(struct snapshot *s);
+/* Makes the pages last that others' memory is made of, of this snapshot and those below it. */
+int snapshot_sync_memory(struct core *core, const char *id, struct error *err);
+/* Takes name and life from it; it goes when nothing stands on it any more, at best at once. */
+int snapshot_retire(struct snapshot *s, struct error *err);
+/* Removes what nobody needs any more of snapshots that nobody has a name for. */
+void snapshots_sweep(struct core *core);
+/* Names of the workspaces, other than its own, whose disks stand on it and on no newer snapshot that has a name. */
+int snapshot_forks_locked(struct snapshot *s, struct strv *ret);
+/* The files of a snapshot for a machine of it. whole: one memory file that machines share, made if it is not there yet;
+ * otherwise each machine gets the pages laid over the memory that they belong to. */
+int snapshot_files(struct snapshot *s, bool whole, const struct op *op, struct start_files *ret, struct error *err);
+#define SNAPSHOT_STATE "state"
+#define SNAPSHOT_PAGES "pages"
+#define SNAPSHOT_MEMORY "ram"
+#define TEMPLATE_VM "vm" /* folder of the machine of which a template is being made */
+
+/* template.c, template-build.c */
+
+int templates_open(struct core *core, struct error *err);
+void templates_close(struct core *core);
+/* The template of this shape, pinned; NULL: there is none, and one is being made. image NULL: for any disk. */
+struct snapshot *template_get(struct core *core, const struct platform *p, const struct image *image, unsigned vcpus,
+                              unsigned memory_mb, unsigned disk_gb);
+/* No machine came of it: it is given up, and another one made. If the host may be to blame (it took too long, there was
+ * no room), only after that happened again. */
+void template_failed(struct snapshot *s, const struct error *why);
+void template_worked(struct snapshot *s);
+/* What a machine's memory fits: its QEMU and its shape, hashed. Owned. */
+int machine_key(struct core *core, const struct platform *p, unsigned vcpus, unsigned memory_mb, char **ret,
+                struct error *err);
+
+/* pool.c */
+
+int pool_open(struct core *core, struct error *err);
+void pool_stop(struct core *core); /* ends its thread */
+void pool_close(struct core *core);
+/* A machine of the pool that is what is asked for, as the workspace of this name and owner, claimed and running. NULL:
+ * there is none. */
+struct workspace *pool_take(struct core *core, const struct birth *b, const struct image *image, const struct op *op);
+/* Something was made or has gone: the pool may have to be filled. */
+void pool_wake(struct core *core);
+/* Somebody makes workspaces: the pool is worth while from now on. */
+void pool_want(struct core *core);
+/* Gives up one machine that waits, to make room for a workspace. Whether there is room now. */
+bool pool_give_up(struct core *core);
+
+/* An operation that somebody waits for: background work lets it go first. */
+void foreground_begin(struct core *core); /* template.c */
+void foreground_end(struct core *core);
 
 /* settle.c: ends of VMs, wanted and not. */
 

@@ -29,30 +29,38 @@ static int check_network(const struct core_config *cfg, struct error *err) {
         return 0;
 }
 
+/* Made absolute: QEMU, whoever looks for it by its command line and whoever looks for the memory that it maps must all
+ * mean the same folder. */
+static int make_folder(char **path, struct error *err) {
+        int r = mkdir_p(*path, 0700);
+        if (r < 0)
+                return error_set_errno(err, r, "Cannot make %s", *path);
+        char *absolute = realpath(*path, NULL);
+        if (!absolute)
+                return error_set_errno(err, errno, "Cannot open %s", *path);
+        free(*path);
+        *path = absolute;
+        return 0;
+}
+
 static int copy_config(struct core *core, const struct core_config *cfg, struct error *err) {
         core->cfg = *cfg;
         core->vms_dir = path_join(cfg->state_dir, "vms");
+        core->snapshots_dir = path_join(cfg->state_dir, "snapshots");
         core->image_dir = strdup(cfg->image_dir);
         core->default_image = strdup(cfg->default_image);
         if (cfg->transfer.dir)
                 core->transfer_dir = strdup(cfg->transfer.dir);
-        if (!core->vms_dir || !core->image_dir || !core->default_image || (cfg->transfer.dir && !core->transfer_dir))
+        if (!core->vms_dir || !core->snapshots_dir || !core->image_dir || !core->default_image ||
+            (cfg->transfer.dir && !core->transfer_dir))
                 return error_set_errno(err, ENOMEM, "Cannot open the workspaces");
         core->cfg.state_dir = NULL;
         core->cfg.image_dir = core->image_dir;
         core->cfg.default_image = core->default_image;
         core->cfg.transfer.dir = core->transfer_dir;
 
-        int r = mkdir_p(core->vms_dir, 0700);
-        if (r < 0)
-                return error_set_errno(err, r, "Cannot make %s", core->vms_dir);
-        /* Absolute, since QEMU and whoever looks for it by its command line must mean the same folder. */
-        char *absolute = realpath(core->vms_dir, NULL);
-        if (!absolute)
-                return error_set_errno(err, errno, "Cannot open %s", core->vms_dir);
-        free(core->vms_dir);
-        core->vms_dir = absolute;
-        return 0;
+        int r = make_folder(&core->vms_dir, err);
+        return r < 0 ? r : make_folder(&core->snapshots_dir, err);
 }
 
 static int load(struct core *core, struct error *err) {
@@ -77,7 +85,7 @@ int core_open(const struct core_config *cfg, struct db *db, struct storage *stor
         _cleanup_(core_closep) struct core *core = calloc(1, sizeof(*core));
         if (!core)
                 return error_set_errno(err, ENOMEM, "Cannot open the workspaces");
-        pthread_mutex_init(&core->commit_lock, NULL);
+        pthread_mutex_init(&core->snap_lock, NULL);
         pthread_mutex_init(&core->lock, NULL);
         cond_init(&core->changed);
         cond_init(&core->reap);
@@ -90,6 +98,12 @@ int core_open(const struct core_config *cfg, struct db *db, struct storage *stor
                 r = copy_config(core, cfg, err);
         if (r >= 0)
                 r = load(core, err);
+        if (r >= 0)
+                r = snapshots_load(core, err);
+        if (r >= 0)
+                r = templates_open(core, err);
+        if (r >= 0)
+                r = pool_open(core, err);
         if (r < 0)
                 return r;
         r = thread_start(&core->reaper, "reaper", reaper_main, core);
@@ -113,12 +127,16 @@ static void stop_reaper(struct core *core) {
 void core_close(struct core *core) {
         if (!core)
                 return;
+        pool_stop(core);
+        templates_close(core); /* wakes the pool */
+        pool_close(core);
         stop_reaper(core);
         while (core->first) {
                 struct workspace *ws = core->first;
                 vm_unref(TAKE_PTR(ws->vm));
                 registry_remove(ws);
         }
+        snapshots_free(core);
         while (core->owners) {
                 struct owner *o = core->owners;
                 core->owners = o->next;
@@ -127,7 +145,8 @@ void core_close(struct core *core) {
         pthread_cond_destroy(&core->changed);
         pthread_cond_destroy(&core->reap);
         pthread_mutex_destroy(&core->lock);
-        pthread_mutex_destroy(&core->commit_lock);
+        pthread_mutex_destroy(&core->snap_lock);
+        free(core->snapshots_dir);
         free(core->vms_dir);
         free(core->image_dir);
         free(core->default_image);

@@ -3,14 +3,41 @@
 #include "base/log.h"
 #include "workspace/core-internal.h"
 
+/* One that nobody has a name for goes by itself, and may be going at this moment. */
+static bool is_to_retire(const struct snapshot *s, const char *workspace) {
+        return str_eq(s->row.workspace, workspace) && s->row.state != SNAP_DELETING &&
+               (s->row.name || s->row.state == SNAP_CREATING);
+}
+
+/* Its snapshots go with it, as far as no fork needs them. */
+static int retire_snapshots(struct workspace *ws, struct error *err) {
+        for (;;) {
+                _cleanup_snapshot_ struct snapshot *s = NULL;
+                {
+                        LOCK(&ws->core->lock);
+                        s = ws->core->snapshots;
+                        while (s && !is_to_retire(s, ws->id))
+                                s = s->next;
+                        if (!s)
+                                return 0;
+                        snapshot_pin_locked(s);
+                }
+                int r = snapshot_retire(s, err);
+                if (r < 0)
+                        return r;
+        }
+}
+
 int workspace_erase(struct workspace *ws, struct error *err) {
         struct core *core = ws->core;
 
         workspace_kill_vm(ws);
-        int r = storage_destroy(core->storage, ws->id, err);
+        int r = retire_snapshots(ws, err);
+        if (r >= 0)
+                r = storage_destroy(core->storage, ws->row.disk, err);
         if (r < 0)
                 return r;
-        r = rm_rf(ws->dir);
+        r = rm_rf(ws->dirs[0]);
         if (r < 0)
                 return error_set_errno(err, r, "Cannot remove the folder of the workspace");
         r = db_ws_delete(core->db, ws->id, err);
@@ -18,6 +45,7 @@ int workspace_erase(struct workspace *ws, struct error *err) {
                 return r;
         error_clear(err); /* a row that is not there is what was wanted */
         registry_remove(ws);
+        snapshots_sweep(core);
         return 0;
 }
 

@@ -8,10 +8,11 @@
  * and is removed; except when the store has not a single row, which looks like a lost store and not like garbage.
  */
 #include <dirent.h>
+#include <unistd.h>
 
 #include "base/file.h"
 #include "base/log.h"
-#include "workspace/core-internal.h"
+#include "workspace/snapshot.h"
 
 #define LOST_WITH_DAEMON "The VM ended while the daemon was not running"
 #define CUT_SHORT "The daemon ended while the workspace was being started"
@@ -22,15 +23,26 @@ static int find_process(struct workspace *ws, const struct ws_row *row, struct p
                 *ret = row->proc;
                 return 0;
         }
-        return vm_find(ws->dir, ret);
+        return vm_find(ws->dirs[row->slot], ret);
+}
+
+/* A restore that was cut short has a machine in the other folder, which the row never came to know of. */
+static void end_other_vm(struct workspace *ws, const struct ws_row *row) {
+        const char *dir = ws->dirs[1 - row->slot];
+        struct proc_id proc;
+
+        if (access(dir, F_OK) >= 0 && vm_find(dir, &proc) >= 0 && !(row->has_proc && proc.pid == row->proc.pid))
+                end_process(&proc);
 }
 
 /* Ends it, whether it was attached, recorded, or neither. */
 static void end_vm(struct workspace *ws, const struct ws_row *row) {
         struct proc_id proc;
         workspace_kill_vm(ws);
-        if (!row->has_proc && vm_find(ws->dir, &proc) >= 0)
-                end_process(&proc);
+        /* The recorded one may have been followed by another before the crash. */
+        for (size_t i = 0; i < SLOTS; i++)
+                if (access(ws->dirs[i], F_OK) >= 0 && vm_find(ws->dirs[i], &proc) >= 0)
+                        end_process(&proc);
 }
 
 static int recover_running(struct workspace *ws, const struct ws_row *row, struct error *err) {
@@ -86,6 +98,7 @@ static int recover_one(struct workspace *ws, const struct op *op, const struct o
         int r = workspace_row(ws, &row, err);
         if (r < 0)
                 return r;
+        end_other_vm(ws, &row);
         switch (row.state) {
         case WS_RUNNING:
                 return recover_running(ws, &row, err);
@@ -105,6 +118,60 @@ static int recover_one(struct workspace *ws, const struct op *op, const struct o
         }
 }
 
+/* --- snapshots --- */
+
+static int undo_template(struct snapshot *s, struct error *err) {
+        _cleanup_free_ char *vm_dir = path_join(s->dir, TEMPLATE_VM);
+        struct proc_id proc;
+
+        if (vm_dir && vm_find(vm_dir, &proc) >= 0)
+                end_process(&proc);
+        int r = storage_destroy(s->core->storage, s->id, err);
+        return r < 0 ? r : snapshot_retire(s, err);
+}
+
+static int recover_snapshot(struct snapshot *s, const struct op *op, struct error *err) {
+        struct core *core = s->core;
+        struct workspace *ws = NULL;
+        {
+                LOCK(&core->lock);
+                for (ws = core->first; ws && !str_eq(ws->id, s->row.workspace);)
+                        ws = ws->next;
+        }
+        if (s->row.state == SNAP_CREATING && ws)
+                return snapshot_undo(s, ws, op, err);
+        if (s->row.state == SNAP_CREATING && s->row.workspace[0] == '\0')
+                return undo_template(s, err);
+        /* Its workspace was being destroyed. */
+        if (!ws && s->row.workspace[0] != '\0' && s->row.state != SNAP_DELETING)
+                return snapshot_retire(s, err);
+        return 0;
+}
+
+/* Nobody else is here yet: the list does not change while it is walked. */
+static void recover_snapshots(struct core *core, const struct op *op) {
+        for (struct snapshot *s = core->snapshots; s; s = s->next) {
+                _cleanup_error_ struct error why = ERROR_INIT;
+                if (recover_snapshot(s, op, &why) < 0)
+                        log_error("A snapshot is not recovered; the next start tries again", "snapshot", s->id, "error",
+                                  error_message(&why));
+        }
+        snapshots_sweep(core);
+}
+
+/* --- the pool --- */
+
+/* Of another shape than is wanted now, or not wanted at all. */
+static bool is_stale(const struct core *core, const struct ws_row *row) {
+        const struct core_config *cfg = &core->cfg;
+
+        return row->pooled && (!core->pool || row->state != WS_RUNNING || row->vcpus != cfg->default_vcpus ||
+                               row->memory_mb != cfg->default_memory_mb || row->disk_gb != cfg->default_disk_gb ||
+                               !str_eq(row->base_image, cfg->default_image));
+}
+
+/* --- what has no row --- */
+
 static bool has_row(struct core *core, const char *id) {
         LOCK(&core->lock);
         for (struct workspace *ws = core->first; ws; ws = ws->next)
@@ -113,9 +180,22 @@ static bool has_row(struct core *core, const char *id) {
         return false;
 }
 
-static int list_folders(struct core *core, struct strv *ret) {
+static bool disk_has_row(struct core *core, const char *disk) {
+        LOCK(&core->lock);
+        for (struct workspace *ws = core->first; ws; ws = ws->next)
+                if (str_eq(ws->row.disk, disk))
+                        return true;
+        return false;
+}
+
+static bool snapshot_has_row(struct core *core, const char *id) {
+        LOCK(&core->lock);
+        return snapshot_find_locked(core, id) != NULL;
+}
+
+static int list_folders(const char *dir, struct strv *ret) {
         _cleanup_strv_ struct strv ids = {0};
-        DIR *d = opendir(core->vms_dir);
+        DIR *d = opendir(dir);
         if (!d)
                 return -errno;
         int r = 0;
@@ -154,28 +234,56 @@ static void collect_disk(struct core *core, const char *id) {
                 log_warn("Removed a disk that no workspace has", "disk", id);
 }
 
-static int collect_garbage(struct core *core, bool store_is_empty, struct error *err) {
-        _cleanup_strv_ struct strv folders = {0}, disks = {0};
+static void collect_node(struct core *core, const char *id) {
+        _cleanup_error_ struct error why = ERROR_INIT;
+        if (storage_node_destroy(core->storage, id, &why) < 0)
+                log_warn("Cannot remove the disk of a snapshot that is not in the store", "snapshot", id, "error",
+                         error_message(&why));
+        else
+                log_warn("Removed the disk of a snapshot that is not in the store", "snapshot", id);
+}
 
-        int r = list_folders(core, &folders);
+static void collect_snapshot_folder(struct core *core, const char *id) {
+        _cleanup_free_ char *dir = path_join(core->snapshots_dir, id);
+        int r = dir ? rm_rf(dir) : -ENOMEM;
+        log_warn(r < 0 ? "Cannot remove the folder of a snapshot that is not in the store"
+                       : "Removed the folder of a snapshot that is not in the store",
+                 "snapshot", id, "errno", LOG_NUM(-r));
+}
+
+static int collect_garbage(struct core *core, bool store_is_empty, struct error *err) {
+        _cleanup_strv_ struct strv folders = {0}, disks = {0}, nodes = {0}, saved = {0};
+
+        int r = list_folders(core->vms_dir, &folders);
         if (r < 0)
                 return error_set_errno(err, r, "Cannot list %s", core->vms_dir);
+        r = list_folders(core->snapshots_dir, &saved);
+        if (r < 0)
+                return error_set_errno(err, r, "Cannot list %s", core->snapshots_dir);
         r = storage_list(core->storage, &disks, err);
+        if (r >= 0)
+                r = storage_node_list(core->storage, &nodes, err);
         if (r < 0)
                 return r;
-        if (store_is_empty && disks.n > 0) {
+        if (store_is_empty && disks.n + nodes.n > 0) {
                 log_warn(
                         "The state store is empty, but there are disks: they are kept. If the store was lost, stop the "
                         "daemon and put back a copy of it; if not, remove them and their folders",
-                        "disks", LOG_NUM(disks.n), "folders", core->vms_dir);
+                        "disks", LOG_NUM(disks.n + nodes.n), "folders", core->vms_dir);
                 return 0;
         }
         for (size_t i = 0; i < folders.n; i++)
                 if (!has_row(core, folders.v[i]))
                         collect_folder(core, folders.v[i]);
         for (size_t i = 0; i < disks.n; i++)
-                if (!has_row(core, disks.v[i]))
+                if (!disk_has_row(core, disks.v[i]))
                         collect_disk(core, disks.v[i]);
+        for (size_t i = 0; i < nodes.n; i++)
+                if (!snapshot_has_row(core, nodes.v[i]))
+                        collect_node(core, nodes.v[i]);
+        for (size_t i = 0; i < saved.n; i++)
+                if (!snapshot_has_row(core, saved.v[i]))
+                        collect_snapshot_folder(core, saved.v[i]);
         return 0;
 }
 
@@ -201,6 +309,7 @@ int core_recover(struct core *core, const struct op *op, struct error *err) {
         size_t n = 0;
         int64_t begin = monotonic_ns();
 
+        bool empty = !core->snapshots;
         int r = claim_all(core, &all, &n);
         if (r < 0)
                 return error_set_errno(err, r, "Cannot recover the workspaces");
@@ -211,9 +320,14 @@ int core_recover(struct core *core, const struct op *op, struct error *err) {
                 if (recover_one(all[i], op, &boot, &why) < 0)
                         log_error("A workspace is not recovered; whoever uses it next tries again", "workspace",
                                   all[i]->id, "error", error_message(&why));
+        }
+        recover_snapshots(core, op);
+        for (size_t i = 0; i < n; i++) {
+                if (is_stale(core, &all[i]->row))
+                        workspace_abandon(all[i]);
                 workspace_release(all[i]);
         }
-        r = collect_garbage(core, n == 0, err);
+        r = collect_garbage(core, empty && n == 0, err);
         if (r >= 0 && n > 0)
                 log_info("Workspaces recovered", "count", LOG_NUM(n), "ms",
                          LOG_NUM((monotonic_ns() - begin) / NSEC_PER_MSEC));

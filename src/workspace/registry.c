@@ -4,10 +4,27 @@
 #include "base/file.h"
 #include "workspace/core-internal.h"
 
+#define SECOND_SLOT "b"
+
+static void workspace_free(struct workspace *ws) {
+        if (!ws)
+                return;
+        ws_row_clear(&ws->row);
+        for (size_t i = 0; i < SLOTS; i++)
+                free(ws->dirs[i]);
+        pthread_mutex_destroy(&ws->commit_lock);
+        free(ws);
+}
+
 int workspace_new(struct core *core, struct ws_row *row, bool busy, struct workspace **ret) {
         struct workspace *ws = calloc(1, sizeof(*ws));
-        if (!ws || !(ws->dir = path_join(core->vms_dir, row->id))) {
-                free(ws);
+        if (!ws)
+                return -ENOMEM;
+        pthread_mutex_init(&ws->commit_lock, NULL);
+        ws->dirs[0] = path_join(core->vms_dir, row->id);
+        ws->dirs[1] = ws->dirs[0] ? path_join(ws->dirs[0], SECOND_SLOT) : NULL;
+        if (!ws->dirs[1]) {
+                workspace_free(ws);
                 return -ENOMEM;
         }
         ws->core = core;
@@ -18,12 +35,6 @@ int workspace_new(struct core *core, struct ws_row *row, bool busy, struct works
         ws->busy = busy;
         *ret = ws;
         return 0;
-}
-
-static void workspace_free(struct workspace *ws) {
-        ws_row_clear(&ws->row);
-        free(ws->dir);
-        free(ws);
 }
 
 static void drop_locked(struct workspace *ws) {
@@ -65,7 +76,7 @@ void registry_remove(struct workspace *ws) {
 /* No name looks like an id (create.c), so the order does not matter. */
 struct workspace *registry_find_locked(struct core *core, const char *ref) {
         for (struct workspace *ws = core->first; ws; ws = ws->next)
-                if (str_eq(ws->id, ref) || str_eq(ws->row.name, ref))
+                if (!ws->row.pooled && (str_eq(ws->id, ref) || str_eq(ws->row.name, ref)))
                         return ws;
         return NULL;
 }
@@ -77,6 +88,8 @@ int registry_not_found_locked(struct core *core, const char *ref, struct error *
         if (names) {
                 size_t n = 0;
                 for (struct workspace *ws = core->first; ws; ws = ws->next) {
+                        if (ws->row.pooled)
+                                continue;
                         names[n++] = ws->row.name;
                         names[n++] = ws->id;
                 }

@@ -34,8 +34,8 @@ void workspace_kill_vm(struct workspace *ws) {
 static void add_last_words(struct workspace *ws, struct buf *reason) {
         _cleanup_buf_ struct buf said = BUF_INIT(TAIL_READ_MAX), console = BUF_INIT(TAIL_READ_MAX);
 
-        (void) vm_stderr_tail(ws->dir, CONSOLE_TAIL_LINES, &said);
-        (void) vm_console_tail(ws->dir, CONSOLE_TAIL_LINES, &console);
+        (void) vm_stderr_tail(workspace_vm_dir(ws), CONSOLE_TAIL_LINES, &said);
+        (void) vm_console_tail(workspace_vm_dir(ws), CONSOLE_TAIL_LINES, &console);
         const struct buf *words = said.len > 0 ? &said : &console;
         if (words->len == 0)
                 return;
@@ -64,7 +64,7 @@ static int settle_crashed(struct workspace *ws, struct error *err) {
         return r;
 }
 
-int workspace_settle(struct workspace *ws, struct error *err) {
+static int settle(struct workspace *ws, struct error *err) {
         switch (workspace_state(ws)) {
         case WS_STOPPED:
                 return 0;
@@ -79,6 +79,18 @@ int workspace_settle(struct workspace *ws, struct error *err) {
                 return r < 0 ? r : -ENOENT;
         }
         }
+}
+
+int workspace_settle(struct workspace *ws, struct error *err) {
+        const bool ran = workspace_state(ws) != WS_STOPPED;
+        int r = settle(ws, err);
+        if (r >= 0 && ran && workspace_state(ws) == WS_STOPPED)
+                snapshots_sweep(ws->core); /* of memory that it shared */
+        /* One of the pool that does not run is of no use to anybody. */
+        if (r < 0 || !ws->row.pooled || workspace_state(ws) != WS_STOPPED)
+                return r;
+        r = workspace_erase(ws, err);
+        return r < 0 ? r : -ENOENT;
 }
 
 void workspace_vm_exited(void *arg) {
@@ -114,7 +126,8 @@ void *reaper_main(void *arg) {
                         ws = claim_crashed_locked(core);
                         core->reap_wanted = ws != NULL; /* there may be another */
                 }
-                if (ws && workspace_settle(ws, &err) < 0)
+                int r = ws ? workspace_settle(ws, &err) : 0;
+                if (r < 0 && r != -ENOENT)
                         log_warn("The end of a virtual machine could not be recorded", "workspace", ws->id, "error",
                                  error_message(&err));
         }

@@ -50,7 +50,7 @@ int ws_list(struct core *core, const char *owner, struct ws_views *ret, struct e
         if (!list.v)
                 return error_set_errno(err, ENOMEM, "Cannot list the workspaces");
         for (struct workspace *ws = core->first; ws; ws = ws->next) {
-                if (ws->row.state == WS_CREATING || ws->row.state == WS_DESTROYING)
+                if (ws->row.state == WS_CREATING || ws->row.state == WS_DESTROYING || ws->row.pooled)
                         continue;
                 int r = workspace_view_locked(ws, owner, &list.v[list.n]);
                 if (r < 0)
@@ -69,7 +69,7 @@ int ws_usage(struct core *core, const char *ref, struct ws_usage *ret, struct er
 
         int r = ws_get(core, ref, NULL, &view, err);
         if (r >= 0)
-                r = storage_info(core->storage, view.row.id, &disk, err);
+                r = storage_info(core->storage, view.row.disk, &disk, err);
         if (r < 0)
                 return r;
         usage.disk_used_bytes = disk.used_bytes;
@@ -92,7 +92,7 @@ int ws_logs(struct core *core, const char *ref, unsigned max_lines, struct buf *
                 struct workspace *ws = registry_find_locked(core, ref);
                 if (!ws)
                         return registry_not_found_locked(core, ref, err);
-                dir = strdup(ws->dir);
+                dir = strdup(ws->dirs[ws->row.slot]);
         }
         if (!dir)
                 return error_set_errno(err, ENOMEM, "Cannot read the logs");

@@ -32,15 +32,26 @@ struct core_transfer {
         uint64_t reserve_bytes; /* that a download must leave free */
 };
 
+/* The warm pool: machines of the default shape that wait, ready, for a create (pool.c). */
+struct core_pool {
+        unsigned size;        /* 0: none */
+        unsigned memory_mb;   /* what all of them together may take, as their guests see it */
+        unsigned min_free_mb; /* of the host's memory: below it they are given up */
+};
+
 struct core_config {
-        const char *state_dir; /* vms/ and disks/ are below it */
+        const char *state_dir; /* vms/, disks/ and snapshots/ are below it */
         const char *image_dir;
         const char *default_image;
         unsigned default_vcpus, default_memory_mb, default_disk_gb;
         struct core_limits limits;
         struct core_transfer transfer;
-        uint32_t network;    /* IPv4 network of the workspaces, host byte order, e.g. 10.99.0.0 */
-        unsigned prefix_len; /* e.g. 16 */
+        struct core_pool pool;
+        unsigned max_snapshots;   /* that a workspace may have */
+        uint64_t templates_bytes; /* that templates may take on the disk; 0: there are none */
+        uint64_t reserve_bytes;   /* that must stay free where the snapshots are */
+        uint32_t network;         /* IPv4 network of the workspaces, host byte order, e.g. 10.99.0.0 */
+        unsigned prefix_len;      /* e.g. 16 */
         int64_t boot_timeout_ms;
         /* Gives the platform when a VM is to be started, waiting under op while it is still being found out, or the
          * error that says what is missing. NULL: the platform passed to core_open() is used. */
@@ -91,7 +102,14 @@ struct ws_create_args {
         bool allow_internet;
 };
 
-enum ws_start_kind { WS_START_BOOT };
+/* What a machine was made of. */
+enum ws_start_kind {
+        WS_START_BOOT,     /* a kernel that booted */
+        WS_START_TEMPLATE, /* the memory of one that had booted before */
+        WS_START_POOL,     /* such a machine that was waiting already */
+        WS_START_SNAPSHOT, /* the memory of a workspace */
+};
+/* "boot", "template", "pool", "snapshot". */
 const char *ws_start_kind_name(enum ws_start_kind k);
 
 struct ws_started {
@@ -127,6 +145,91 @@ struct ws_usage {
         int64_t uptime_secs;                                /* 0 when not running */
 };
 int ws_usage(struct core *core, const char *ref, struct ws_usage *ret, struct error *err);
+
+/*
+ * Snapshots (snapshot.c says how they are kept). A snapshot is named by its workspace and its own name.
+ */
+struct snap_view {
+        struct snap_row row;
+        char *parent_name;         /* the nearest older snapshot with a name on which it stands; NULL: none */
+        uint64_t used_bytes;       /* what its disk and its memory take alone */
+        uint64_t referenced_bytes; /* with all that they stand on */
+        struct strv forks;         /* names of the workspaces that were forked from it and stand on it */
+};
+void snap_view_clear(struct snap_view *v);
+#define _cleanup_snap_view_ _cleanup_(snap_view_clear)
+struct snap_views {
+        struct snap_view *v; /* oldest first */
+        size_t n;
+};
+void snap_views_clear(struct snap_views *l);
+#define _cleanup_snap_views_ _cleanup_(snap_views_clear)
+
+/* Of a running or a stopped workspace; with memory only of a running one. The workspace goes on. conflict: the name is
+ * taken. quota_exceeded: it has as many as it may. no_space before anything is begun. */
+int ws_snapshot_create(struct core *core, const char *ref, const char *name, bool include_memory, const struct op *op,
+                       struct snap_view *ret, struct error *err);
+int ws_snapshot_list(struct core *core, const char *ref, struct snap_views *ret, struct error *err);
+/* The workspace has again the disk that it had then, and, if the snapshot has memory and disk_only is not set, its
+ * processes go on from that instant. Other snapshots stay. It runs afterwards if it ran before, or if it has memory. A
+ * restore that fails leaves it as it was. *ret_memory: processes went on. */
+int ws_snapshot_restore(struct core *core, const char *ref, const char *name, bool disk_only, const struct op *op,
+                        struct ws_view *ret, struct ws_started *ret_started, bool *ret_memory, struct error *err);
+/* conflict while forks stand on it, naming them. What newer snapshots or the workspace itself need of it stays on the
+ * disk, without a name; *ret_freed: bytes that are free now. */
+int ws_snapshot_delete(struct core *core, const char *ref, const char *name, const struct op *op, uint64_t *ret_freed,
+                       struct error *err);
+
+#define WS_FORKS_MAX 20u
+struct ws_fork_args {
+        const char *snapshot_name; /* NULL: as it is at this instant, with memory if it runs */
+        bool disk_only;            /* not the memory that the snapshot has */
+        unsigned count;            /* 1 to WS_FORKS_MAX */
+        const char *new_name;      /* for a count of 1; NULL: fork- and 8 hexadecimal digits */
+        const char *name_prefix;   /* for more: prefix-1 and so on; NULL: worker */
+};
+struct ws_fork {
+        char *name; /* that it has or was to have */
+        int r;      /* 0, or why it failed: error */
+        struct ws_view view;
+        struct error error;
+        struct ws_started started;
+};
+struct ws_forks {
+        struct ws_fork *v; /* in the order of their names' numbers */
+        size_t n;
+        char *snapshot_name; /* NULL: a live fork */
+        int64_t pause_us;    /* for which the source stood still; 0: it did not */
+};
+void ws_forks_clear(struct ws_forks *f);
+#define _cleanup_ws_forks_ _cleanup_(ws_forks_clear)
+/* Makes running workspaces that go on where the source, or its snapshot, is; they belong to the owner. 0 also when some
+ * or all of them fail, each with its own error. Cancelled: none of them is left. */
+int ws_fork(struct core *core, const char *ref, const struct ws_fork_args *args, const char *owner, const struct op *op,
+            struct ws_forks *ret, struct error *err);
+
+/* Templates (template.c), as `agentiso status` and `agentiso image warm` show them. */
+struct core_template {
+        char id[UUID_LEN + 1];
+        char *base_image; /* NULL: fits any disk */
+        unsigned vcpus, memory_mb, disk_gb;
+        uint64_t bytes; /* on the disk */
+        int64_t created_ms, used_ms;
+};
+struct core_templates {
+        struct core_template *v;
+        size_t n;
+};
+void core_templates_clear(struct core_templates *l);
+int core_templates_list(struct core *core, struct core_templates *ret, struct error *err);
+/* Makes the templates of this shape (NULL and 0: the defaults) if they are not there, and waits for them. *ret_built:
+ * how many were made. unsupported: there are none by configuration. */
+int core_warm(struct core *core, const char *base_image, unsigned vcpus, unsigned memory_mb, const struct op *op,
+              unsigned *ret_built, struct error *err);
+/* Machines that wait in the pool, and how many there should be. */
+void core_pool_state(struct core *core, unsigned *ret_ready, unsigned *ret_wanted);
+/* Ends all machines that wait: for an orderly end of the daemon. */
+void core_pool_drain(struct core *core);
 
 /* The agent of a running workspace, connected; a reference. not_running (with workspace_start as the hint, and with
  * the reason if it ended by itself) when it is stopped; waits while it is being started. */

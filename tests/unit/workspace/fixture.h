@@ -112,6 +112,7 @@ static inline int fixture_leave(struct fixture *f, const char *name, enum ws_sta
         };
         uuid_new(row.id);
         memcpy(ret_id, row.id, sizeof(row.id));
+        memcpy(row.disk, row.id, sizeof(row.disk));
         snprintf(row.mac, sizeof(row.mac), "52:54:00:63:00:%02x", host);
         int r = db_ws_insert(f->db, &row, NULL);
         if (r < 0 || bare)

@@ -8,7 +8,7 @@ static void test_every_move(void) {
         static const char *const allowed[_WS_STATE_MAX] = {
                 /*                 creating starting running stopping stopped destroying */
                 [WS_CREATING] = "..x..x", [WS_STARTING] = "..x.xx", [WS_RUNNING] = "...xxx",
-                [WS_STOPPING] = "....xx", [WS_STOPPED] = ".x...x",  [WS_DESTROYING] = "......",
+                [WS_STOPPING] = "....xx", [WS_STOPPED] = ".xx..x",  [WS_DESTROYING] = "......",
         };
         for (int from = 0; from < _WS_STATE_MAX; from++)
                 for (int to = 0; to < _WS_STATE_MAX; to++) {
