@@ -6,7 +6,9 @@
 #include "base/buf.h"
 #include "base/io.h"
 #include "base/json.h"
+#include "cli/launcher.h"
 #include "cli/upgrade.h"
+#include "mcp/rpc.h"
 
 #define CHUNK (64u * 1024u)
 #define PROTOCOL_VERSION "2025-06-18"
@@ -73,6 +75,26 @@ static int receive(struct client *c, const struct op *op, json_t **ret, struct e
         }
 }
 
+/* Asks for progress, if op wants to know of it. */
+static int add_token(json_t *params, int64_t id, const struct op *op) {
+        return op->progress ? json_put(params, "_meta", json_pack("{s:I}", "progressToken", (json_int_t) id)) : 0;
+}
+
+static void pass_progress(const json_t *message, const struct op *op) {
+        const json_t *text = json_object_get(json_object_get(message, "params"), "message");
+
+        if (json_is_string(text))
+                op_progress(op, "%s", json_string_value(text));
+}
+
+static int refused(const char *method, const json_t *error, struct error *err) {
+        const char *why = json_string_value(json_object_get(error, "message"));
+        bool unknown = json_integer_value(json_object_get(error, "code")) == RPC_METHOD_NOT_FOUND;
+
+        return error_set(err, unknown ? ERROR_UNSUPPORTED : ERROR_INTERNAL, "the daemon refused %s: %s", method,
+                         why ? why : "no reason");
+}
+
 /* Sends a request (taking over params) and waits for the response with its id; *ret is the result, owned. */
 static int request(struct client *c, const char *method, json_t *params, const struct op *op, json_t **ret,
                    struct error *err) {
@@ -80,7 +102,7 @@ static int request(struct client *c, const char *method, json_t *params, const s
         _cleanup_json_ json_t *message = json_pack("{s:s, s:I, s:s, s:o}", "jsonrpc", "2.0", "id", (json_int_t) id,
                                                    "method", method, "params", params);
 
-        if (!message)
+        if (!message || add_token(params, id, op) < 0)
                 return error_set_errno(err, -ENOMEM, "cannot make a request");
         int r = send_message(c, message, op, err);
         while (r >= 0) {
@@ -88,15 +110,16 @@ static int request(struct client *c, const char *method, json_t *params, const s
                 r = receive(c, op, &response, err);
                 if (r < 0)
                         break;
-                if (json_integer_value(json_object_get(response, "id")) != id)
-                        continue; /* a notification */
+                if (json_integer_value(json_object_get(response, "id")) != id) {
+                        pass_progress(response, op); /* a notification; the only ones are of progress */
+                        continue;
+                }
                 json_t *result = json_object_get(response, "result");
                 if (result) {
                         *ret = json_incref(result);
                         return 0;
                 }
-                const char *why = json_string_value(json_object_get(json_object_get(response, "error"), "message"));
-                return error_set(err, ERROR_INTERNAL, "the daemon refused %s: %s", method, why ? why : "no reason");
+                return refused(method, json_object_get(response, "error"), err);
         }
         return r;
 }
@@ -150,6 +173,34 @@ int client_open(const struct config *cfg, const struct op *op, struct client **r
         return 0;
 }
 
+int client_open_or_start(const struct config *cfg, const struct op *op, struct client **ret, struct error *err) {
+        _cleanup_(launcher_clear) struct launcher launcher = LAUNCHER_INIT;
+        struct op start = op_sub(op, LAUNCHER_START_MS);
+
+        int r = client_open(cfg, op, ret, err);
+        if (!client_no_daemon(r))
+                return r;
+        r = launcher_start(&launcher, cfg, err);
+        if (r < 0)
+                return r;
+        for (int64_t pause = LAUNCHER_RETRY_MIN_MS;; pause = MIN(pause * 2, (int64_t) LAUNCHER_RETRY_MAX_MS)) {
+                struct op wait = op_sub(&start, pause);
+                /* In this order: a daemon that ended after somebody else's socket answered is no failure. */
+                bool ended = launcher_has_ended(&launcher);
+
+                r = client_open(cfg, op, ret, err);
+                if (!client_no_daemon(r))
+                        return r;
+                if (ended && !launcher_somebody_lives(cfg))
+                        return launcher_explain(&launcher, LAUNCHER_CANNOT_START, err);
+                r = wait_fd(-1, 0, &wait);
+                if (r != -ETIMEDOUT)
+                        return error_set_errno(err, r, "waiting for the daemon");
+                if (deadline_passed(start.deadline))
+                        return launcher_explain(&launcher, LAUNCHER_NO_ANSWER, err);
+        }
+}
+
 static const char *content_text(json_t *result) {
         json_t *first = json_array_get(json_object_get(result, "content"), 0);
         const char *text = json_string_value(json_object_get(first, "text"));
@@ -157,13 +208,8 @@ static const char *content_text(json_t *result) {
         return text ? text : "the daemon gave no reason";
 }
 
-int client_call(struct client *c, const char *tool, json_t *args, const struct op *op, json_t **ret,
-                struct error *err) {
-        _cleanup_json_ json_t *result = NULL;
-
-        int r = request(c, "tools/call", json_pack("{s:s, s:o}", "name", tool, "arguments", args), op, &result, err);
-        if (r < 0)
-                return r;
+/* The record of a tool's result. */
+static int take_record(const char *tool, json_t *result, json_t **ret, struct error *err) {
         if (json_is_true(json_object_get(result, "isError"))) {
                 const char *code = json_string_value(json_object_get(json_object_get(result, "_meta"), "code"));
                 return error_set(err, error_code_from_name(code ? code : ""), "%s", content_text(result));
@@ -173,6 +219,22 @@ int client_call(struct client *c, const char *tool, json_t *args, const struct o
                 return error_set(err, ERROR_INTERNAL, "%s gave no structured result", tool);
         *ret = json_incref(value);
         return 0;
+}
+
+int client_call(struct client *c, const char *tool, json_t *args, const struct op *op, json_t **ret,
+                struct error *err) {
+        _cleanup_json_ json_t *result = NULL;
+
+        int r = request(c, "tools/call", json_pack("{s:s, s:o}", "name", tool, "arguments", args), op, &result, err);
+        return r < 0 ? r : take_record(tool, result, ret, err);
+}
+
+int client_ask(struct client *c, const char *method, json_t *args, const struct op *op, json_t **ret,
+               struct error *err) {
+        _cleanup_json_ json_t *result = NULL;
+
+        int r = request(c, method, json_pack("{s:o}", "arguments", args), op, &result, err);
+        return r < 0 ? r : take_record(method, result, ret, err);
 }
 
 int client_daemon_pid(const struct config *cfg, pid_t *ret) {

@@ -10,7 +10,7 @@
 
 static const char help[] =
         "NAME\n"
-        "    agentiso status - list the workspaces\n"
+        "    agentiso status - list the workspaces and what is kept ready for them\n"
         "\n"
         "SYNOPSIS\n"
         "    agentiso [--config FILE] status [--json]\n"
@@ -18,11 +18,20 @@ static const char help[] =
         "DESCRIPTION\n"
         "    Shows each workspace with its state, size, address and owner. OWNER is `client` while the client that\n"
         "    made or adopted it is connected and `orphaned` when it has gone: the next client that uses an orphaned\n"
-        "    workspace adopts it. DISK is what the workspace alone takes of the host's disk. A daemon is not started.\n"
+        "    workspace adopts it. MEMORY is what its machine may use; PRIVATE is what it has of the host's memory for\n"
+        "    itself, and SHARED what it uses of memory that is there once for several machines. DISK is what the\n"
+        "    workspace alone takes of the host's disk.\n"
+        "\n"
+        "    Below that stand the machines of the pool that wait for a workspace_create, and how many there should "
+        "be,\n"
+        "    and the templates that workspaces begin with instead of booting: `agentiso image list` shows each.\n"
+        "\n"
+        "    A daemon is not started.\n"
         "\n"
         "OPTIONS\n"
-        "    --json          print {\"daemon_pid\": ..., \"workspaces\": [...]}, each as workspace_list and\n"
-        "                    workspace_info give it\n"
+        "    --json          print {\"daemon_pid\", \"workspaces\": [...], \"pool\": {\"ready\", \"wanted\"}, "
+        "\"templates\":\n"
+        "                    [...], \"templates_bytes\"}, each workspace as workspace_list and workspace_info give it\n"
         "    --config FILE   read this configuration\n"
         "    -h, --help      print this text\n"
         "\n"
@@ -79,14 +88,30 @@ static int add_details(struct client *client, const struct op *op, json_t *all, 
         return 0;
 }
 
-static int gather(const struct config *cfg, json_t *all, struct error *err) {
+/* What is kept ready: `pool`, `templates` and `templates_bytes` of a daemon that knows of them. */
+static int add_state(struct client *client, const struct op *op, json_t *doc, struct error *err) {
+        _cleanup_json_ json_t *state = NULL;
+
+        int r = client_ask(client, "agentiso/state", json_object(), op, &state, err);
+        if (r < 0)
+                return err->code == ERROR_UNSUPPORTED ? 0 : r;
+        return json_object_update_missing(doc, state) < 0 ? -ENOMEM : 0;
+}
+
+/* Adds to `doc` all that the daemon tells. */
+static int gather(const struct config *cfg, json_t *doc, struct error *err) {
         _cleanup_client_ struct client *client = NULL;
         struct op op = op_timeout(CLIENT_MS);
+        json_t *all = json_array();
 
+        if (json_put(doc, "workspaces", all) < 0)
+                return error_set_errno(err, ENOMEM, "cannot list the workspaces");
         int r = client_open(cfg, &op, &client, err);
         if (r >= 0)
                 r = list_all(client, &op, all, err);
-        return r < 0 ? r : add_details(client, &op, all, err);
+        if (r >= 0)
+                r = add_details(client, &op, all, err);
+        return r < 0 ? r : add_state(client, &op, doc, err);
 }
 
 static const char *text_of(json_t *object, const char *key) {
@@ -98,8 +123,16 @@ static int64_t number_of(json_t *object, const char *key) {
         return json_integer_value(json_object_get(object, key));
 }
 
-enum { NAME, ID, STATE, CPUS, MEMORY, DISK, ADDRESS, UPTIME, OWNER, _COLUMN_MAX };
+enum { NAME, ID, STATE, CPUS, MEMORY, PRIVATE, SHARED, DISK, ADDRESS, UPTIME, OWNER, _COLUMN_MAX };
 #define CELL_MAX 160
+
+/* Memory that is in use; a machine that does not run uses none. */
+static void fill_used(char *cell, json_t *ws, const char *key) {
+        char size[16];
+        int64_t used = number_of(ws, key);
+
+        snprintf(cell, CELL_MAX, "%s", used > 0 ? size_text((uint64_t) used, size) : "-");
+}
 
 static void fill_row(json_t *ws, char row[_COLUMN_MAX][CELL_MAX]) {
         json_t *resources = json_object_get(ws, "resources");
@@ -111,6 +144,8 @@ static void fill_row(json_t *ws, char row[_COLUMN_MAX][CELL_MAX]) {
         snprintf(row[STATE], CELL_MAX, "%s", text_of(ws, "state"));
         snprintf(row[CPUS], CELL_MAX, "%" PRId64, number_of(resources, "vcpus"));
         snprintf(row[MEMORY], CELL_MAX, "%s", size_text((uint64_t) number_of(resources, "memory_mb") << 20, size));
+        fill_used(row[PRIVATE], ws, "memory_used_bytes");
+        fill_used(row[SHARED], ws, "memory_shared_bytes");
         snprintf(row[DISK], CELL_MAX, "%s", size_text((uint64_t) number_of(ws, "disk_used_bytes"), size));
         snprintf(row[ADDRESS], CELL_MAX, "%s", text_of(ws, "ip"));
         snprintf(row[UPTIME], CELL_MAX, "%s", uptime > 0 ? duration_text(uptime, duration) : "-");
@@ -118,8 +153,8 @@ static void fill_row(json_t *ws, char row[_COLUMN_MAX][CELL_MAX]) {
 }
 
 static void print_table(json_t *all) {
-        static const char *const titles[_COLUMN_MAX] = {"NAME", "ID", "STATE",  "CPUS", "MEMORY",
-                                                        "DISK", "IP", "UPTIME", "OWNER"};
+        static const char *const titles[_COLUMN_MAX] = {"NAME",   "ID",   "STATE", "CPUS",   "MEMORY", "PRIVATE",
+                                                        "SHARED", "DISK", "IP",    "UPTIME", "OWNER"};
         size_t n = json_array_size(all), width[_COLUMN_MAX];
         char(*rows)[_COLUMN_MAX][CELL_MAX] = calloc(n + 1, sizeof(*rows));
 
@@ -143,11 +178,22 @@ static void print_table(json_t *all) {
         free(rows);
 }
 
+static void print_state(json_t *doc) {
+        json_t *pool = json_object_get(doc, "pool"), *templates = json_object_get(doc, "templates");
+        char size[16];
+
+        if (!pool)
+                return;
+        printf("\npool: %" PRId64 " of %" PRId64 " ready\n", number_of(pool, "ready"), number_of(pool, "wanted"));
+        printf("templates: %zu, %s on disk\n", json_array_size(templates),
+               size_text((uint64_t) number_of(doc, "templates_bytes"), size));
+}
+
 static int run(struct cli *cli, int argc, char **argv) {
         static const struct option options[] = {CLI_OPTIONS, {"json", no_argument, NULL, 'j'}, CLI_OPTIONS_END};
         _cleanup_config_ struct config cfg = {0};
         _cleanup_error_ struct error err = ERROR_INIT;
-        _cleanup_json_ json_t *all = json_array();
+        _cleanup_json_ json_t *doc = json_object();
         bool json = false;
         int opt, status;
 
@@ -158,21 +204,22 @@ static int run(struct cli *cli, int argc, char **argv) {
         }
         if (optind < argc)
                 return cli_usage(&cmd_status, "unexpected argument '%s'", argv[optind]);
-        if (cli_config(cli, &cfg) < 0 || !all)
+        if (cli_config(cli, &cfg) < 0 || !doc || json_put(doc, "daemon_pid", json_null()) < 0)
                 return CLI_FAILED;
-        int r = gather(&cfg, all, &err);
+        int r = gather(&cfg, doc, &err);
         if (r < 0) {
                 cli_fail(&err);
                 return client_no_daemon(r) && err.code == ERROR_NOT_RUNNING ? CLI_NOT_RUNNING : CLI_FAILED;
         }
         pid_t pid = 0;
         (void) client_daemon_pid(&cfg, &pid);
-        if (json) {
-                _cleanup_json_ json_t *doc = json_pack("{s:I, s:O}", "daemon_pid", (json_int_t) pid, "workspaces", all);
-                return doc ? cli_print_json(doc, JSON_INDENT(2)) : CLI_FAILED;
-        }
-        print_table(all);
+        if (json_put(doc, "daemon_pid", json_integer(pid)) < 0)
+                return CLI_FAILED;
+        if (json)
+                return cli_print_json(doc, JSON_INDENT(2));
+        print_table(json_object_get(doc, "workspaces"));
+        print_state(doc);
         return cli_finish();
 }
 
-const struct command cmd_status = {"status", "list the workspaces", help, run};
+const struct command cmd_status = {"status", "list the workspaces and what is kept ready", help, run};

@@ -25,7 +25,8 @@ static const char help[] =
         "\n"
         "DESCRIPTION\n"
         "    Ends the daemon and waits until it is gone. Running workspaces go on, and the next daemon takes them up\n"
-        "    again. The next message of a client that is still connected starts that daemon.\n"
+        "    again; the machines of the pool, which nobody has yet, end. The next message of a client that is still\n"
+        "    connected starts that daemon.\n"
         "\n"
         "    With --all every running workspace is shut down as well, after the daemon has ended: no client can\n"
         "    start another one meanwhile. Without a daemon there is only that left to do.\n"
@@ -117,7 +118,11 @@ static int stop_workspaces(const struct config *cfg, struct error *err) {
         int r = engine_open(&engine, cfg, err);
         if (r >= 0)
                 r = core_recover(engine.core, &op, err);
-        return r < 0 ? r : stop_each(engine.core, err);
+        if (r < 0)
+                return r;
+        /* Those that a daemon has left which was killed. */
+        core_pool_drain(engine.core);
+        return stop_each(engine.core, err);
 }
 
 static int run(struct cli *cli, int argc, char **argv) {

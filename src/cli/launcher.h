@@ -15,6 +15,11 @@
 #define DAEMON_LOG_MAX (10 * 1024 * 1024)
 /* Lines of the log that tell why a start failed. */
 #define DAEMON_LOG_TAIL_LINES 5u
+/* How long a start may take until the socket answers. */
+#define LAUNCHER_START_MS 10000
+/* Pause between attempts to connect meanwhile: doubled from the first to the last value. */
+#define LAUNCHER_RETRY_MIN_MS 5
+#define LAUNCHER_RETRY_MAX_MS 100
 
 struct launcher {
         pid_t pid;        /* 0: none started, or it has ended and was reaped */
@@ -34,3 +39,6 @@ bool launcher_has_ended(struct launcher *l);
 bool launcher_somebody_lives(const struct config *cfg);
 /* Sets an error that quotes the last lines the started daemon has logged. */
 int launcher_explain(const struct launcher *l, const char *what, struct error *err);
+/* The two ways in which a start fails. */
+#define LAUNCHER_CANNOT_START "the agentiso daemon cannot be started"
+#define LAUNCHER_NO_ANSWER "the agentiso daemon did not answer within 10 seconds"

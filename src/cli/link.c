@@ -133,8 +133,8 @@ void link_begin(struct proxy *p) {
         if (p->link == LINK_UP)
                 return;
         p->link = LINK_STARTING;
-        p->start_by = deadline_in_ms(PROXY_START_MS);
-        p->retry_ms = PROXY_RETRY_MIN_MS;
+        p->start_by = deadline_in_ms(LAUNCHER_START_MS);
+        p->retry_ms = LAUNCHER_RETRY_MIN_MS;
         p->retry_at = deadline_in_ms(p->retry_ms);
 }
 
@@ -149,14 +149,14 @@ void link_tick(struct proxy *p) {
         if (r > 0)
                 return;
         if (r == 0 && ended && !launcher_somebody_lives(&p->config))
-                r = launcher_explain(&p->launcher, "the agentiso daemon cannot be started", &err);
+                r = launcher_explain(&p->launcher, LAUNCHER_CANNOT_START, &err);
         else if (r == 0 && deadline_passed(p->start_by))
-                r = launcher_explain(&p->launcher, "the agentiso daemon did not answer within 10 seconds", &err);
+                r = launcher_explain(&p->launcher, LAUNCHER_NO_ANSWER, &err);
         if (r < 0) {
                 start_failed(p, &err);
                 return;
         }
-        p->retry_ms = MIN(p->retry_ms * 2, (int64_t) PROXY_RETRY_MAX_MS);
+        p->retry_ms = MIN(p->retry_ms * 2, (int64_t) LAUNCHER_RETRY_MAX_MS);
         p->retry_at = deadline_in_ms(p->retry_ms);
 }
 

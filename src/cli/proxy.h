@@ -29,11 +29,6 @@
 #define PROXY_CHUNK (64u * 1024u)
 /* Limit of a queue: what one read can add to a queue that is not full (a held line), and all error answers at once. */
 #define PROXY_QUEUE_MAX (8u * 1024u * 1024u)
-/* How long a start of the daemon may take until its socket answers. */
-#define PROXY_START_MS 10000
-/* Pause between attempts to connect while the daemon starts: doubled from the first to the last value. */
-#define PROXY_RETRY_MIN_MS 5
-#define PROXY_RETRY_MAX_MS 100
 /* After a failed start, requests are refused at once for so long, not by one more start each. */
 #define PROXY_PAUSE_MS 1000
 /* After the end of the input, how long open requests may take to be answered. */

@@ -95,15 +95,21 @@ static const struct config_key keys[] = {
         INTEGER("limits.memory_mb", max_memory_mb, 8192, 128, 1048576),
         INTEGER("limits.disk_gb", max_disk_gb, 100, 1, 65536),
         INTEGER("limits.workspaces", max_workspaces, 100, 1, 10000),
+        INTEGER("limits.snapshots", max_snapshots, 20, 1, 100),
         INTEGER("limits.transfer_gb", max_transfer_gb, 64, 1, 65536),
         STRING("vm.accel", accel, "auto", .choices = accels),
         STRING("vm.qemu", qemu, "", .check = check_qemu),
         INTEGER("vm.boot_timeout_secs", boot_timeout_secs, 60, 1, 3600),
         INTEGER("storage.reserve_mb", reserve_mb, 1024, 0, 1073741824),
+        INTEGER("templates.max_gb", max_templates_gb, 8, 0, 65536),
+        INTEGER("pool.size", pool_size, 2, 0, 100),
+        INTEGER("pool.memory_mb", pool_memory_mb, 2048, 0, 1048576),
+        INTEGER("pool.min_free_mb", pool_min_free_mb, 1024, 0, 1048576),
         STRING("network.cidr", network_cidr, "10.99.0.0/16", .check = check_cidr),
 };
 
-static const char *const tables[] = {"paths", "log", "defaults", "limits", "vm", "storage", "network"};
+static const char *const tables[] = {"paths",   "log",       "defaults", "limits", "vm",
+                                     "storage", "templates", "pool",     "network"};
 
 const struct config_key *config_keys(size_t *ret_n) {
         *ret_n = ARRAY_SIZE(keys);

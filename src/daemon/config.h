@@ -22,11 +22,13 @@ struct config {
         char *log_level;
         char *default_image;
         int64_t default_vcpus, default_memory_mb, default_disk_gb;
-        int64_t max_vcpus, max_memory_mb, max_disk_gb, max_workspaces, max_transfer_gb;
+        int64_t max_vcpus, max_memory_mb, max_disk_gb, max_workspaces, max_snapshots, max_transfer_gb;
         char *accel; /* auto, kvm, tcg */
         char *qemu;  /* path, or "" for the one in PATH */
         int64_t boot_timeout_secs;
-        int64_t reserve_mb; /* free disk space that a create and a download must leave */
+        int64_t reserve_mb;       /* free disk space that a create, a snapshot and a download must leave */
+        int64_t max_templates_gb; /* of the disk; 0: no templates */
+        int64_t pool_size, pool_memory_mb, pool_min_free_mb;
         char *network_cidr; /* e.g. 10.99.0.0/16 */
 };
 void config_clear(struct config *c);

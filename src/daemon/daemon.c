@@ -126,7 +126,10 @@ static int run_server(int signals, int listener, struct engine *engine, struct e
         if (r > 0)
                 log_info("daemon ends", "signal", strsignal(r));
         struct op op = op_timeout(DAEMON_CLOSE_MS);
-        if (!mcp_server_close(server, &op))
+        bool all_gone = mcp_server_close(server, &op);
+        /* No list shows them, and nobody else would end them: they must not outlive the daemon. */
+        core_pool_drain(engine->core);
+        if (!all_gone)
                 engine_abandon(engine);
         return r < 0 ? r : 0;
 }

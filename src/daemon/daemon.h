@@ -3,7 +3,8 @@
 
 /*
  * The daemon's life: state directory and lock, store, core, socket, then a loop that accepts clients until a signal
- * ends it. Its end never touches a VM: the next daemon finds them all (workspace.h).
+ * ends it. Its end touches no workspace: the next daemon finds them all (workspace.h). Machines of the pool, which are
+ * nobody's, end with it.
  */
 
 #include "daemon/config.h"

@@ -29,6 +29,15 @@ static int open_core(struct engine *e, const struct config *cfg, struct error *e
                                 .max_bytes = (uint64_t) cfg->max_transfer_gb << 30,
                                 .reserve_bytes = (uint64_t) cfg->reserve_mb << 20,
                         },
+                .pool =
+                        {
+                                .size = (unsigned) cfg->pool_size,
+                                .memory_mb = (unsigned) cfg->pool_memory_mb,
+                                .min_free_mb = (unsigned) cfg->pool_min_free_mb,
+                        },
+                .max_snapshots = (unsigned) cfg->max_snapshots,
+                .templates_bytes = (uint64_t) cfg->max_templates_gb << 30,
+                .reserve_bytes = (uint64_t) cfg->reserve_mb << 20,
                 .boot_timeout_ms = cfg->boot_timeout_secs * MSEC_PER_SEC,
                 .get_platform = get_platform,
                 .get_platform_arg = e->probe,

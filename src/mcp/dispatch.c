@@ -41,6 +41,16 @@ static int push_text(json_t *content, json_t *text) {
         return json_push(content, item);
 }
 
+/* Makes a result one that tells of a failure. */
+static int mark_failed(json_t *result, enum error_code code) {
+        _cleanup_json_ json_t *meta = json_object();
+
+        if (!meta || json_put(meta, "code", json_string(error_code_name(code))) < 0 ||
+            json_put(result, "isError", json_true()) < 0)
+                return -ENOMEM;
+        return json_put(result, "_meta", TAKE_PTR(meta));
+}
+
 json_t *dispatch_error_result(const struct error *e) {
         const char *message = error_message(e);
         size_t len = strlen(message);
@@ -49,7 +59,7 @@ json_t *dispatch_error_result(const struct error *e) {
         /* What stands on lines of its own is quoted: no full stop is set behind it, and the hint begins a new line. */
         bool lines = memchr(message, '\n', len), ended = lines || (len > 0 && strchr(".?!", message[len - 1]));
         _cleanup_buf_ struct buf raw = BUF_INIT(RPC_MESSAGE_MAX / 4), text = BUF_INIT(RPC_MESSAGE_MAX / 2);
-        _cleanup_json_ json_t *result = json_object(), *content = json_array(), *meta = json_object();
+        _cleanup_json_ json_t *result = json_object(), *content = json_array();
 
         int r = buf_append(&raw, message, len);
         if (r == 0 && !ended)
@@ -59,10 +69,8 @@ json_t *dispatch_error_result(const struct error *e) {
         /* The message may quote what a guest said. */
         if (r == 0)
                 r = utf8_sanitize(&text, raw.data, raw.len, NULL);
-        if (r < 0 || !result || !content || !meta || push_text(content, json_text(text.data, text.len)) < 0 ||
-            json_put(meta, "code", json_string(error_code_name(e->code))) < 0 ||
-            json_put(result, "content", TAKE_PTR(content)) < 0 || json_put(result, "isError", json_true()) < 0 ||
-            json_put(result, "_meta", TAKE_PTR(meta)) < 0)
+        if (r < 0 || !result || !content || push_text(content, json_text(text.data, text.len)) < 0 ||
+            json_put(result, "content", TAKE_PTR(content)) < 0 || mark_failed(result, e->code) < 0)
                 return NULL;
         return TAKE_PTR(result);
 }
@@ -78,14 +86,15 @@ static int add_remarks(json_t *object, const struct remarks *rm) {
         return there ? json_array_extend(there, rm->warnings) : json_object_set(object, "warnings", rm->warnings);
 }
 
-static json_t *record_result(json_t *value, const struct remarks *rm) {
+static json_t *record_result(const struct tool_result *tr, const struct remarks *rm) {
         _cleanup_buf_ struct buf text = BUF_INIT(RPC_MESSAGE_MAX);
         _cleanup_json_ json_t *result = json_object(), *content = json_array();
 
-        if (!result || !content || add_remarks(value, rm) < 0 || json_write(value, &text) < 0 ||
+        if (!result || !content || add_remarks(tr->value, rm) < 0 || json_write(tr->value, &text) < 0 ||
             push_text(content, json_text(text.data, text.len)) < 0 ||
             json_put(result, "content", TAKE_PTR(content)) < 0 ||
-            json_object_set(result, "structuredContent", value) < 0)
+            json_object_set(result, "structuredContent", tr->value) < 0 ||
+            (tr->failed != ERROR_NONE && mark_failed(result, tr->failed) < 0))
                 return NULL;
         return TAKE_PTR(result);
 }
@@ -131,7 +140,7 @@ static json_t *text_result(const struct tool_result *tr, const struct remarks *r
 }
 
 static json_t *render(const struct tool_entry *entry, const struct tool_result *tr, const struct remarks *rm) {
-        json_t *result = tr->text ? text_result(tr, rm) : record_result(tr->value, rm);
+        json_t *result = tr->text ? text_result(tr, rm) : record_result(tr, rm);
         if (result)
                 return result;
 
@@ -220,12 +229,18 @@ static int authorize_each(struct core *core, const char *owner, const json_t *re
         return 0;
 }
 
+static enum tool_access access_of(const struct tool *tool, const json_t *args) {
+        const char *action = json_string_value(json_object_get(args, "action"));
+
+        return tool->read_action && str_eq(action, tool->read_action) ? TOOL_ACCESS_READ : tool->access;
+}
+
 /* Access as the tool's row declares it. */
 static int authorize(struct core *core, const char *owner, const struct tool_entry *entry, const json_t *args,
                      struct remarks *rm, struct id_list *ids, struct error *err) {
         const char *ref = json_string_value(json_object_get(args, "workspace_id"));
 
-        switch (entry->tool->access) {
+        switch (access_of(entry->tool, args)) {
         case TOOL_ACCESS_NONE:
                 return 0;
         case TOOL_ACCESS_READ: {

@@ -66,7 +66,7 @@ static int add_tool(struct registry *r, const struct tool_group *g, json_t *desc
 
         if (!row)
                 return error_set(err, ERROR_INTERNAL, "Tool \"%s\" has no row", name ? name : "(without a name)");
-        if (registry_find(r, name, NULL))
+        if (registry_find(r, name, NULL) || registry_find_method(r, name))
                 return error_set(err, ERROR_INTERNAL, "Tool %s is there twice", name);
         if (r->n == TOOLS_MAX)
                 return error_set(err, ERROR_INTERNAL, "More than %u tools", TOOLS_MAX);
@@ -75,11 +75,11 @@ static int add_tool(struct registry *r, const struct tool_group *g, json_t *desc
                 return ret;
 
         struct tool_entry *e = &r->entries[r->n++];
-        *e = (struct tool_entry){.tool = row};
+        *e = (struct tool_entry){.tool = row, .method = g->methods};
         ret = compile(description, name, "inputSchema", &e->input, err);
         if (ret == 0 && json_object_get(description, "outputSchema"))
                 ret = compile(description, name, "outputSchema", &e->output, err);
-        if (ret == 0 && json_array_append(r->tools, description) < 0)
+        if (ret == 0 && !g->methods && json_array_append(r->tools, description) < 0)
                 ret = error_set_errno(err, ENOMEM, "Tool %s", name);
         return ret;
 }
@@ -123,14 +123,24 @@ int registry_load(const struct tool_group *const *groups, struct registry *ret, 
 
 const struct tool_entry *registry_find(const struct registry *r, const char *name, const char **ret_nearest) {
         const char *names[TOOLS_MAX];
+        size_t n = 0;
 
         for (size_t i = 0; i < r->n; i++) {
+                if (r->entries[i].method)
+                        continue;
                 if (str_eq(r->entries[i].tool->name, name))
                         return &r->entries[i];
-                names[i] = r->entries[i].tool->name;
+                names[n++] = r->entries[i].tool->name;
         }
         if (ret_nearest)
-                *ret_nearest = str_nearest(name, names, r->n);
+                *ret_nearest = str_nearest(name, names, n);
+        return NULL;
+}
+
+const struct tool_entry *registry_find_method(const struct registry *r, const char *name) {
+        for (size_t i = 0; i < r->n; i++)
+                if (r->entries[i].method && str_eq(r->entries[i].tool->name, name))
+                        return &r->entries[i];
         return NULL;
 }
 

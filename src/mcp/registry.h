@@ -11,11 +11,12 @@
 
 struct tool_entry {
         const struct tool *tool;
+        bool method;                   /* of a group of methods */
         struct schema *input, *output; /* output NULL: the tool gives plain text */
 };
 
 struct registry {
-        struct tool_entry *entries; /* in the order of tools/list */
+        struct tool_entry *entries; /* the tools of them in the order of tools/list */
         size_t n;
         json_t *tools; /* the array of tools/list */
 };
@@ -25,5 +26,7 @@ int registry_load(const struct tool_group *const *groups, struct registry *ret, 
 void registry_clear(struct registry *r);
 #define _cleanup_registry_ _cleanup_(registry_clear)
 
-/* The entry of that name, or NULL; then *ret_nearest is the name that may have been meant, or NULL. */
+/* The tool of that name, or NULL; then *ret_nearest is the name that may have been meant, or NULL. */
 const struct tool_entry *registry_find(const struct registry *r, const char *name, const char **ret_nearest);
+/* The method of that name, or NULL. */
+const struct tool_entry *registry_find_method(const struct registry *r, const char *name);

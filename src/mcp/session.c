@@ -23,27 +23,27 @@
 static const char *const legacy_versions[] = {"2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"};
 
 static const char instructions[] =
-        "agentiso gives you disposable Linux machines (microVMs), each with its own kernel, disk and memory. Nothing "
-        "that runs in one can touch the host, so use them for code that you do not trust, for installs, builds and "
-        "tests, and for work that must survive this conversation.\n"
+        "agentiso gives you disposable Linux machines (microVMs), each with its own kernel, disk and memory. "
+        "Nothing that runs in one can touch the host, so use them for code that you do not trust, for installs, "
+        "builds and tests, and for work that must survive this conversation.\n"
         "These tools cover most work: workspace_create (make a machine), exec (run a shell command), "
-        "exec_background (jobs), file_write, file_read, file_edit, file_list, workspace_destroy (free everything).\n"
-        "Do not create a workspace for what needs none: reading files that you can read already, text work, a question "
-        "that no command answers.\n"
-        "Usual course: workspace_create once, keep the workspace_id (the name works too), many exec and file calls, "
-        "workspace_destroy at the end (workspace_stop keeps it for later). Before creating, workspace_list shows what "
-        "earlier sessions left; "
-        "workspace_start takes a stopped one up again, with its disk as it was.\n"
-        "A workspace has no internet unless workspace_create allows it. debian-dev, the usual image, has git, Python, "
-        "C "
-        "and C++ compilers, make, curl, jq and ripgrep; /workspace is there for your files.\n"
-        "exec waits for the command and returns exit_code, stdout and stderr; a non-zero exit is a normal result. One "
-        "that still runs after 45 seconds goes on as a job, and the result has its job_id. Follow a job with "
+        "exec_background (jobs), file_write, file_read, file_edit, file_list, snapshot (save, restore), "
+        "workspace_destroy (free everything).\n"
+        "Do not create a workspace for what needs none: reading files that you can read already, text work, a "
+        "question that no command answers.\n"
+        "Usual course: workspace_create once, keep the workspace_id (the name works too), many exec and file "
+        "calls, workspace_destroy at the end (workspace_stop keeps it for later). Before creating, workspace_list "
+        "shows what earlier sessions left; workspace_start takes a stopped one up again, with its disk as it was.\n"
+        "A workspace has no internet unless workspace_create allows it. debian-dev, the usual image, has git, "
+        "Python, C and C++ compilers, make, curl, jq and ripgrep; /workspace is there for your files.\n"
+        "exec waits for the command and returns exit_code, stdout and stderr; a non-zero exit is a normal result. "
+        "One that still runs after 45 seconds goes on as a job, and the result has its job_id. Follow a job with "
         "exec_background: action poll with wait_secs 45 and the offsets of the last result, again and again until "
-        "running is false. Start servers, long builds and what asks questions with exec_background, action start (pty: "
-        "true for a terminal). Give exec timeout_secs only to have a command killed then; some clients give up on a "
-        "call after a minute, which kills its command, but never a job. exec_parallel runs commands in several "
-        "workspaces, set_env sets variables for all later commands. Independent calls may run in parallel.\n"
+        "running is false. Start servers, long builds and what asks questions with exec_background, action start "
+        "(pty: true for a terminal). Give exec timeout_secs only to have a command killed then; some clients give "
+        "up on a call after a minute, which kills its command, but never a job. exec_parallel runs commands in "
+        "several workspaces, set_env sets variables for all later commands, workspace_fork makes up to 20 copies "
+        "that go on from this instant. Independent calls may run in parallel.\n"
         "An error says what was wrong and which call to make next.";
 
 /* Off the list, so that mcp_server_close() does not find it any more; false if it never was on it. */
@@ -204,8 +204,17 @@ static void on_tools_list(const struct request *rq) {
         reply_cacheable(rq, json_pack("{s:O}", "tools", rq->s->server->registry.tools));
 }
 
-static void on_tools_call(const struct request *rq) {
+static void start_call(const struct request *rq, const struct tool_entry *entry) {
         const json_t *args = json_object_get(rq->m->params, "arguments");
+
+        if (args && !json_is_object(args) && !json_is_null(args)) {
+                fail(rq, RPC_INVALID_PARAMS, "params.arguments must be an object, not %s", json_type_name(args));
+                return;
+        }
+        call_start(rq->s, rq->m, entry, rq->modern, rq->batch);
+}
+
+static void on_tools_call(const struct request *rq) {
         const char *name = json_string_value(json_object_get(rq->m->params, "name")), *nearest;
 
         if (!name) {
@@ -219,11 +228,7 @@ static void on_tools_call(const struct request *rq) {
                      nearest ? "; did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : ".");
                 return;
         }
-        if (args && !json_is_object(args) && !json_is_null(args)) {
-                fail(rq, RPC_INVALID_PARAMS, "params.arguments must be an object, not %s", json_type_name(args));
-                return;
-        }
-        call_start(rq->s, rq->m, entry, rq->modern, rq->batch);
+        start_call(rq, entry);
 }
 
 static const struct method {
@@ -267,6 +272,7 @@ static bool check_modern(const struct request *rq) {
 static void handle_request(struct session *s, struct rpc_message *m, struct batch *batch) {
         struct request rq = {.s = s, .m = m, .batch = batch, .modern = is_modern(m->params)};
         const struct method *method = NULL;
+        const struct tool_entry *own = registry_find_method(&s->server->registry, m->method);
 
         if (m->params && !json_is_object(m->params)) {
                 fail(&rq, RPC_INVALID_PARAMS, "params must be an object, not %s", json_type_name(m->params));
@@ -282,17 +288,20 @@ static void handle_request(struct session *s, struct rpc_message *m, struct batc
                      META_VERSION, META_CAPABILITIES);
                 return;
         }
-        if (!method || !(rq.modern ? method->modern : method->legacy)) {
+        if (!own && (!method || !(rq.modern ? method->modern : method->legacy))) {
                 fail(&rq, RPC_METHOD_NOT_FOUND, "Unknown method \"%.*s\"",
                      (int) utf8_floor(m->method, MIN(strlen(m->method), (size_t) TEXT_SHOWN)), m->method);
                 return;
         }
-        if (!rq.modern && !s->version && !method->early) {
+        if (!rq.modern && !s->version && (own || !method->early)) {
                 fail(&rq, RPC_INVALID_REQUEST,
                      "Not initialized: send initialize first, or the _meta keys of revision " MODERN_VERSION);
                 return;
         }
-        method->run(&rq);
+        if (own)
+                start_call(&rq, own);
+        else
+                method->run(&rq);
 }
 
 static void handle_message(struct session *s, struct rpc_message *m, struct batch *batch) {

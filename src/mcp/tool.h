@@ -42,6 +42,7 @@ struct tool_result {
         char *text;    /* plain text instead (file_read): no structuredContent then */
         char *note;    /* with text: a remark for the model, shown as an item of its own so that text stays exact */
         json_t *meta;  /* with text: facts about it, for _meta */
+        enum error_code failed; /* with value: it tells of a failure, and is shown as isError with this code */
 };
 
 struct tool {
@@ -49,12 +50,16 @@ struct tool {
         enum tool_access access;
         int64_t default_timeout_ms; /* of the whole call; a handler with a timeout argument extends it (exec.c) */
         int (*handler)(const struct tool_call *call, struct tool_result *ret, struct error *err);
+        const char *read_action; /* value of the argument "action" for which TOOL_ACCESS_READ will do, or NULL */
 };
 
 struct tool_group {
         const char *json; /* embedded, NUL-terminated */
         const struct tool *tools;
         size_t n_tools;
+        /* They are JSON-RPC methods, of agentiso's own commands: called by their names with params and results as of
+         * tools/call, and not in tools/list. */
+        bool methods;
 };
 
 extern const struct tool_group *const tool_groups[]; /* NULL-terminated: src/tools/tools.c */

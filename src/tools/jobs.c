@@ -1,21 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * exec_background: one tool, an action for each thing that can be done to a job. Its schema is flat, so what an action
- * needs and takes stands in the table below. No argument has a default in the schema: one that was given for another
- * action is ignored with a warning, and a default would look like that.
- */
+/* exec_background: one tool, an action for each thing that can be done to a job. */
 #include <inttypes.h>
 #include <string.h>
 
 #include "base/json.h"
 #include "base/str.h"
+#include "tools/action.h"
 #include "tools/command.h"
 #include "tools/tools.h"
 #include "wire/wire.h"
 
 #define JOB_WRITE_WAIT_MS 10000 /* for the job to read what is written to it */
 #define JOBS_LISTED 250u        /* so many fit a message, whatever their commands hold */
-#define JOB_ARGS_MAX 9          /* of one action */
 #define KILL_SIGNAL_DEFAULT 9
 #define POLL_ROUNDS_MAX 32u /* a character needs three */
 
@@ -27,9 +23,8 @@ struct job_call {
         json_t *warnings; /* borrowed array of texts */
 };
 
-struct action {
-        const char *name;
-        const char *needs[JOB_ARGS_MAX + 1], *takes[JOB_ARGS_MAX + 1];
+struct job_action {
+        struct action action;
         /* Checks what the table cannot say, before the guest is asked; may be NULL. */
         int (*check)(const json_t *args, json_t *warnings, struct error *err);
         int (*run)(const struct job_call *jc, json_t *result, struct error *err);
@@ -338,60 +333,31 @@ static int run_list(const struct job_call *jc, json_t *result, struct error *err
         return r < 0 ? -ENOMEM : 0;
 }
 
-static const struct action actions[] = {
-        {"start", {"command"}, {"workdir", "env", "timeout_secs", "pty", "cols", "rows"}, check_start, run_start},
-        {"poll",
-         {"job_id"},
-         {"wait_secs", "stdout_offset", "stderr_offset", "max_output_bytes", "strip_ansi"},
+static const struct job_action actions[] = {
+        {{"start", {"command"}, {"workdir", "env", "timeout_secs", "pty", "cols", "rows"}}, check_start, run_start},
+        {{"poll", {"job_id"}, {"wait_secs", "stdout_offset", "stderr_offset", "max_output_bytes", "strip_ansi"}},
          NULL,
          run_poll},
-        {"kill", {"job_id"}, {"signal"}, NULL, run_kill},
-        {"write", {"job_id"}, {"data", "encoding", "eof"}, check_write, run_write},
-        {"list", {NULL}, {NULL}, NULL, run_list},
-        {"resize", {"job_id", "cols", "rows"}, {NULL}, NULL, run_resize},
+        {{"kill", {"job_id"}, {"signal"}}, NULL, run_kill},
+        {{"write", {"job_id"}, {"data", "encoding", "eof"}}, check_write, run_write},
+        {{"list", {NULL}, {NULL}}, NULL, run_list},
+        {{"resize", {"job_id", "cols", "rows"}, {NULL}}, NULL, run_resize},
 };
 
-static bool has_name(const char *const *names, const char *name) {
-        for (; *names; names++)
-                if (str_eq(*names, name))
-                        return true;
-        return false;
-}
-
-static int check_needs(const struct action *a, const json_t *args, struct error *err) {
-        for (const char *const *name = a->needs; *name; name++) {
-                if (json_object_get(args, *name))
-                        continue;
-                error_set(err, ERROR_INVALID_ARGUMENT, "Action \"%s\" needs the argument \"%s\"", a->name, *name);
-                if (str_eq(*name, "job_id"))
-                        error_hint(err, "Action \"start\" gives it; action \"list\" shows the jobs that there are.");
-                return -EINVAL;
-        }
-        return 0;
-}
-
-/* Names what was given and means nothing to the action. */
-static int warn_useless(const struct action *a, const json_t *args, json_t *warnings) {
-        const char *name;
-        json_t *value;
-
-        json_object_foreach ((json_t *) args, name, value) {
-                if (has_name(a->needs, name) || has_name(a->takes, name) || str_eq(name, "workspace_id") ||
-                    str_eq(name, "action"))
-                        continue;
-                _cleanup_free_ char *text =
-                        str_printf("Argument \"%s\" was ignored: action \"%s\" has no use for it.", name, a->name);
-                if (json_push(warnings, text ? json_string(text) : NULL) < 0)
-                        return -ENOMEM;
-        }
-        return 0;
-}
-
-static const struct action *find_action(const char *name) {
+static const struct job_action *find_action(const char *name) {
         for (size_t i = 0; i < ARRAY_SIZE(actions); i++)
-                if (str_eq(actions[i].name, name))
+                if (str_eq(actions[i].action.name, name))
                         return &actions[i];
         return NULL;
+}
+
+static int check_action(const struct job_action *a, const json_t *args, json_t *warnings, struct error *err) {
+        const char *missing = NULL;
+
+        int r = action_check(&a->action, args, warnings, &missing, err);
+        if (str_eq(missing, "job_id"))
+                error_hint(err, "Action \"start\" gives it; action \"list\" shows the jobs that there are.");
+        return r < 0 || !a->check ? r : a->check(args, warnings, err);
 }
 
 static int read_job_id(const json_t *args, uint64_t *ret, struct error *err) {
@@ -411,14 +377,10 @@ static int exec_background(const struct tool_call *call, struct tool_result *ret
         int r = json_get_str(call->args, "action", &name, err);
         if (r < 0)
                 return r;
-        const struct action *a = find_action(name);
+        const struct job_action *a = find_action(name);
         if (!a || !result || !warnings)
                 return -ENOMEM;
-        r = check_needs(a, call->args, err);
-        if (r >= 0)
-                r = warn_useless(a, call->args, warnings);
-        if (r >= 0 && a->check)
-                r = a->check(call->args, warnings, err);
+        r = check_action(a, call->args, warnings, err);
         if (r >= 0)
                 r = read_job_id(call->args, &jc.job_id, err);
         if (r >= 0)

@@ -7,30 +7,13 @@
 #include "base/str.h"
 #include "tools/output.h"
 #include "tools/tools.h"
+#include "tools/view.h"
 
 #define CREATE_TIMEOUT_MS 300000
 #define STOP_TIMEOUT_MS 60000
 #define QUERY_TIMEOUT_MS 30000
 #define LIST_PAGE 200u
 #define LOG_MAX (512u * 1024u) /* bytes read of each log */
-
-static json_t *resources(const struct ws_row *row) {
-        return json_pack("{s:i, s:i, s:i}", "vcpus", (int) row->vcpus, "memory_mb", (int) row->memory_mb, "disk_gb",
-                         (int) row->disk_gb);
-}
-
-static json_t *time_json(int64_t ms) {
-        char text[TIME_TEXT_LEN + 1];
-
-        time_text(ms, text);
-        return json_string(text);
-}
-
-/* id, name and state, with which most results begin. */
-static json_t *brief(const struct ws_view *v) {
-        return json_pack("{s:s, s:s, s:s}", "workspace_id", v->row.id, "name", v->row.name, "state",
-                         ws_state_name(v->row.state));
-}
 
 /* An optional count; 0 (the configured default) when it is absent. */
 static int opt_unsigned(const json_t *args, const char *key, unsigned *ret, struct error *err) {
@@ -62,14 +45,14 @@ static int workspace_create(const struct tool_call *call, struct tool_result *re
                 r = ws_create(call->core, &args, call->owner, call->op, &view, &started, err);
         if (r < 0)
                 return r;
-        _cleanup_json_ json_t *v = brief(&view);
+        _cleanup_json_ json_t *v = view_brief(&view);
         if (!v)
                 return -ENOMEM;
         r = json_put(v, "ip", json_string(view.address));
         r |= json_put(v, "boot_time_ms", json_integer(started.boot_time_ms));
-        r |= json_put(v, "from_pool", json_false());
+        r |= json_put(v, "from_pool", json_boolean(started.kind == WS_START_POOL));
         r |= json_put(v, "start", json_string(ws_start_kind_name(started.kind)));
-        r |= json_put(v, "resources", resources(&view.row));
+        r |= json_put(v, "resources", view_resources(&view.row));
         if (r < 0)
                 return -ENOMEM;
         ret->value = TAKE_PTR(v);
@@ -93,13 +76,15 @@ static int workspace_start(const struct tool_call *call, struct tool_result *ret
         int r = ws_start(call->core, call->workspace_id, call->op, &view, &started, err);
         if (r < 0)
                 return r;
-        _cleanup_json_ json_t *v = brief(&view);
+        _cleanup_json_ json_t *v = view_brief(&view);
         if (!v)
                 return -ENOMEM;
         r = json_put(v, "ip", json_string(view.address));
         r |= json_put(v, "boot_time_ms", json_integer(started.boot_time_ms));
         if (started.already)
                 r |= json_put(v, "already_running", json_true());
+        else
+                r |= json_put(v, "start", json_string(ws_start_kind_name(started.kind)));
         if (r < 0)
                 return -ENOMEM;
         ret->value = TAKE_PTR(v);
@@ -113,7 +98,7 @@ static int workspace_stop(const struct tool_call *call, struct tool_result *ret,
         int r = ws_stop(call->core, call->workspace_id, call->op, &view, &already, err);
         if (r < 0)
                 return r;
-        ret->value = brief(&view);
+        ret->value = view_brief(&view);
         if (ret->value && already)
                 return json_put(ret->value, "already_stopped", json_true());
         return 0;
@@ -157,15 +142,15 @@ static int read_cursor(const char *cursor, struct ws_view *ret, struct error *er
 }
 
 static json_t *list_entry(const struct ws_view *v) {
-        _cleanup_json_ json_t *e = brief(v);
+        _cleanup_json_ json_t *e = view_brief(v);
 
         if (!e)
                 return NULL;
         int r = json_put(e, "ip", json_string(v->address));
         r |= json_put(e, "owned", json_boolean(v->owned));
         r |= json_put(e, "orphaned", json_boolean(v->orphaned));
-        r |= json_put(e, "resources", resources(&v->row));
-        r |= json_put(e, "created_at", time_json(v->row.created_ms));
+        r |= json_put(e, "resources", view_resources(&v->row));
+        r |= json_put(e, "created_at", view_time(v->row.created_ms));
         return r < 0 ? NULL : TAKE_PTR(e);
 }
 
@@ -221,31 +206,56 @@ static json_t *network_json(const struct ws_row *row) {
                          "allowed_ports", "port_forwards");
 }
 
+/* The snapshots in short; action "list" of snapshot has the rest. */
+static json_t *snapshots_brief(const struct snap_views *all) {
+        _cleanup_json_ json_t *list = json_array();
+
+        for (size_t i = 0; i < all->n; i++) {
+                const struct snap_row *row = &all->v[i].row;
+                json_t *entry =
+                        json_pack("{s:s, s:s, s:b, s:o}", "snapshot_id", row->id, "name", row->name, "has_memory",
+                                  row->memory != SNAP_MEMORY_NONE, "created_at", view_time(row->created_ms));
+                if (!list || json_push(list, entry) < 0)
+                        return NULL;
+        }
+        return TAKE_PTR(list);
+}
+
+static int put_usage(json_t *v, const struct ws_usage *usage) {
+        int r = json_put(v, "disk_used_bytes", json_integer((json_int_t) usage->disk_used_bytes));
+        r |= json_put(v, "disk_volsize_bytes", json_integer((json_int_t) usage->disk_virtual_bytes));
+        r |= json_put(v, "memory_used_bytes", json_integer((json_int_t) usage->memory_private_bytes));
+        r |= json_put(v, "memory_shared_bytes", json_integer((json_int_t) usage->memory_shared_bytes));
+        r |= json_put(v, "uptime_secs", json_integer(usage->uptime_secs));
+        return r;
+}
+
 static int workspace_info(const struct tool_call *call, struct tool_result *ret, struct error *err) {
         _cleanup_ws_view_ struct ws_view view = {0};
+        _cleanup_snap_views_ struct snap_views snapshots = {0};
         struct ws_usage usage = {0};
 
         int r = ws_get(call->core, call->workspace_id, call->owner, &view, err);
         if (r >= 0)
                 r = ws_usage(call->core, call->workspace_id, &usage, err);
+        if (r >= 0)
+                r = ws_snapshot_list(call->core, call->workspace_id, &snapshots, err);
         if (r < 0)
                 return r;
-        _cleanup_json_ json_t *v = brief(&view);
+        _cleanup_json_ json_t *v = view_brief(&view);
         if (!v)
                 return -ENOMEM;
-        uint64_t memory = usage.memory_private_bytes + usage.memory_shared_bytes;
         r = json_put(v, "base_image", json_string(view.row.base_image));
         r |= json_put(v, "ip", json_string(view.address));
         r |= json_put(v, "owned", json_boolean(view.owned));
         r |= json_put(v, "orphaned", json_boolean(view.orphaned));
-        r |= json_put(v, "resources", resources(&view.row));
+        r |= json_put(v, "resources", view_resources(&view.row));
         r |= json_put(v, "network", network_json(&view.row));
-        r |= json_put(v, "snapshots", json_array());
-        r |= json_put(v, "created_at", time_json(view.row.created_ms));
-        r |= json_put(v, "disk_used_bytes", json_integer((json_int_t) usage.disk_used_bytes));
-        r |= json_put(v, "disk_volsize_bytes", json_integer((json_int_t) usage.disk_virtual_bytes));
-        r |= json_put(v, "memory_used_bytes", json_integer((json_int_t) memory));
-        r |= json_put(v, "uptime_secs", json_integer(usage.uptime_secs));
+        r |= json_put(v, "snapshots", snapshots_brief(&snapshots));
+        if (*view.row.origin.workspace_id)
+                r |= json_put(v, "forked_from", view_origin(&view.row.origin));
+        r |= json_put(v, "created_at", view_time(view.row.created_ms));
+        r |= put_usage(v, &usage);
         if (view.row.last_error)
                 r |= json_put(v, "last_error", json_string(view.row.last_error));
         if (r < 0)

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "base/json.h"
 #include "base/str.h"
 #include "tools/ansi.h"
 
@@ -13,6 +14,8 @@
 #define REPLACEMENT_LEN 3u
 /* A character of UTF-8 has at most this many bytes. */
 #define CHAR_MAX_LEN 4u
+/* Bytes of an error that are looked at. */
+#define ERROR_RAW_MAX (64u * 1024u)
 
 /* Bytes of one byte of valid UTF-8 in a JSON string, and of that JSON in another JSON string. */
 static size_t byte_cost(enum text_place place, unsigned char c) {
@@ -287,4 +290,16 @@ int output_from_log(const struct buf *log, size_t budget, struct output *ret) {
         }
         int r = append_clean(&o, start, keep > 0 ? (size_t) (log->data + log->len - start) : 0);
         return finish(r, &o, ret);
+}
+
+json_t *output_error(const struct error *e, size_t budget) {
+        _cleanup_buf_ struct buf raw = BUF_INIT(ERROR_RAW_MAX), text = BUF_INIT(4 * ERROR_RAW_MAX);
+        const char *message = error_message(e);
+        bool ended = *message && strchr(".?!\n", message[strlen(message) - 1]);
+
+        if (buf_printf(&raw, "%s%s%s%s", message, ended ? "" : ".", e->hint ? " " : "", e->hint ? e->hint : "") < 0)
+                return json_string(error_code_name(e->code));
+        if (utf8_sanitize(&text, raw.data, text_fit_head(TEXT_TWICE, raw.data, raw.len, budget), NULL) < 0)
+                return NULL;
+        return json_text(text.data, text.len);
 }

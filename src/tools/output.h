@@ -12,6 +12,7 @@
 #include <jansson.h>
 
 #include "base/buf.h"
+#include "base/error.h"
 #include "vm/agent.h"
 
 #define RESULT_BUDGET (1000u * 1000u) /* bytes of a message for texts; a message has at most 1 MiB */
@@ -58,6 +59,9 @@ int output_from(const struct agent_output *c, uint64_t offset, const struct outp
 size_t output_cost(const struct agent_output *c);
 /* Divides a budget among n texts, none more than its cost: what a short one leaves is shared by the others. */
 void output_share(size_t budget, const size_t *costs, size_t n, size_t *ret);
+
+/* Message and hint of an error that stands in a record, cut to what they may cost; NULL when out of memory. */
+json_t *output_error(const struct error *e, size_t budget);
 
 /* The last part of a log, from the beginning of a line on. */
 int output_from_log(const struct buf *log, size_t budget, struct output *ret);

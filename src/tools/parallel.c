@@ -178,17 +178,6 @@ static int share_budget(const struct parallel *p, size_t **ret) {
         return 0;
 }
 
-/* Message and hint as text, cut to what an entry has room for. */
-static json_t *error_text(const struct error *err) {
-        _cleanup_buf_ struct buf raw = BUF_INIT(64u * 1024u), text = BUF_INIT(256u * 1024u);
-
-        if (buf_printf(&raw, "%s%s%s", error_message(err), err->hint ? " " : "", err->hint ? err->hint : "") < 0)
-                return json_string("The command could not be run");
-        if (utf8_sanitize(&text, raw.data, text_fit_head(TEXT_TWICE, raw.data, raw.len, ERROR_COST), NULL) < 0)
-                return NULL;
-        return json_text(text.data, text.len);
-}
-
 static json_t *entry(const struct parallel *p, size_t i, size_t budget) {
         const struct task *t = &p->tasks[i];
         const struct command_form form = {
@@ -206,7 +195,7 @@ static json_t *entry(const struct parallel *p, size_t i, size_t budget) {
         r |= command_put_text(v, &text, &t->result);
         r |= command_put_facts(v, &t->result, false);
         if (failed)
-                r |= json_put(v, "error", error_text(&t->err));
+                r |= json_put(v, "error", output_error(&t->err, ERROR_COST));
         return r < 0 ? NULL : TAKE_PTR(v);
 }
 

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
-/* The groups of tools, one pair of files each: <group>.json describes them, <group>.c runs them. */
+/* The groups of tools and methods, one pair of files each: <group>.json describes them, <group>.c runs them. */
 
 #include "mcp/tool.h"
 
-extern const struct tool_group lifecycle_tools, exec_tools, job_tools, env_tools, parallel_tools, file_tools;
+extern const struct tool_group lifecycle_tools, fork_tools, exec_tools, job_tools, env_tools, parallel_tools,
+        file_tools, snapshot_tools, host_methods;
 
 /* The descriptions, embedded at build time (embed.py). */
-extern const char lifecycle_json[], exec_json[], jobs_json[], env_json[], parallel_json[], files_json[];
+extern const char lifecycle_json[], fork_json[], exec_json[], jobs_json[], env_json[], parallel_json[], files_json[],
+        snapshots_json[], host_json[];

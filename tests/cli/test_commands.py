@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands but serve: help, configuration errors, check, status, stop, image, mcp-config, daemon."""
+import contextlib
 import json
 import os
 import shutil
@@ -82,7 +83,11 @@ def test_unknown_option_names_the_command(host, args, who):
 
 @pytest.mark.parametrize("args", [["status", "--nonsense"], ["status", "extra"], ["serve", "extra"], ["image"],
                                   ["image", "paint"], ["image", "list", "x"], ["image", "import", "x"],
-                                  ["image", "build", "../x"], ["image", "build", "--json"], ["logs"],
+                                  ["image", "build", "../x"], ["image", "build", "--json"], ["image", "warm", "x"],
+                                  ["image", "warm", "--json"], ["image", "warm", "--vcpus", "0"],
+                                  ["image", "warm", "--vcpus", "two"], ["image", "warm", "--memory-mb", "1048577"],
+                                  ["image", "warm", "--memory-mb"], ["image", "warm", "--image", "../x"],
+                                  ["image", "list", "--vcpus", "2"], ["image", "build", "--image", "x"], ["logs"],
                                   ["logs", "a", "b"], ["logs", "-n", "0", "a"], ["logs", "-n", "many", "a"],
                                   ["mcp-config", "--client", "emacs"], ["--nonsense"], ["help", "nonsense"]])
 def test_wrong_usage(host, args):
@@ -115,9 +120,38 @@ def test_status_empty(host):
     daemon = host.start_daemon()
     table = host.run("status")
     assert table.returncode == 0
-    assert table.stdout.split() == ["NAME", "ID", "STATE", "CPUS", "MEMORY", "DISK", "IP", "UPTIME", "OWNER"]
+    titles, *state = table.stdout.splitlines()
+    assert titles.split() == ["NAME", "ID", "STATE", "CPUS", "MEMORY", "PRIVATE", "SHARED", "DISK", "IP", "UPTIME",
+                              "OWNER"]
     answer = json.loads(host.run("status", "--json").stdout)
-    assert answer == {"daemon_pid": daemon.pid, "workspaces": []}
+    pool = answer["pool"]
+    assert pool["ready"] == 0, "nothing boots before somebody asks for a workspace"
+    assert answer == {"daemon_pid": daemon.pid, "workspaces": [], "pool": pool, "templates": [], "templates_bytes": 0}
+    assert state == ["", f"pool: 0 of {pool['wanted']} ready", "templates: 0, 0 B on disk"]
+
+
+def test_status_asks_an_older_daemon_for_what_it_knows(host):
+    """One from before there were templates. It is played here, and knows its tools only."""
+    answers = {"initialize": {"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": {}},
+               "tools/call": {"content": [], "structuredContent": {"workspaces": []}}}
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(host.state / "agentiso.sock"))
+        listener.listen()
+        status = host.popen("status", "--json", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rw") as stream:
+            for line in stream:
+                request = json.loads(line)
+                if "id" not in request:
+                    continue
+                known = answers.get(request["method"])
+                outcome = {"result": known} if known else {"error": {"code": -32601, "message": "Unknown method"}}
+                stream.write(json.dumps({"jsonrpc": "2.0", "id": request["id"], **outcome}) + "\n")
+                stream.flush()
+                if not known:
+                    break
+            out, _ = status.communicate(timeout=20)
+    assert status.returncode == 0 and json.loads(out)["workspaces"] == [] and "pool" not in json.loads(out)
 
 
 def test_logs_of_nothing(host):
@@ -251,6 +285,65 @@ def test_image_list_empty(host):
     assert answer.returncode == 0 and answer.stdout == ""
     assert "agentiso image build" in answer.stderr
     assert json.loads(host.run("image", "list", "--json").stdout) == {"images": []}
+
+
+def test_image_list_asks_a_daemon_for_the_templates(host):
+    host.start_daemon()
+    assert json.loads(host.run("image", "list", "--json").stdout) == {"images": [], "templates": []}
+    assert host.run("image", "list").stdout == "", "no table of nothing"
+
+
+def test_image_warm_starts_a_daemon(host):
+    """Without an image it fails there; tests/integration has it done."""
+    answer = host.run("image", "warm")
+    assert answer.returncode == 1 and answer.stdout == ""
+    assert answer.stderr.startswith("agentiso: ") and "\033" not in answer.stderr, "progress is for terminals"
+    first = host.daemon_pid()
+    assert first, "it stays, as one that serve has started"
+    assert host.run("image", "warm", "--image", "none-such", "--vcpus", "1", "--memory-mb", "256").returncode == 1
+    assert host.daemon_pid() == first
+
+
+def test_image_warm_shows_progress_on_a_terminal(host):
+    ours, theirs = os.openpty()
+    child = host.popen("image", "warm", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while data := os.read(ours, 4096):
+            shown += data
+    os.close(ours)
+    assert child.wait(20) == 1
+    progress, _, error = shown.rpartition(b"\r\033[K")
+    assert b"making templates" in progress and error.startswith(b"agentiso: ")
+    assert b"agentiso/" not in progress
+
+
+def test_image_warm_without_templates(host):
+    path = host.state / "config.toml"
+    path.write_text("[templates]\nmax_gb = 0\n")
+    answer = host.run("--config", str(path), "image", "warm")
+    assert answer.returncode == 1 and "templates.max_gb" in answer.stderr
+    assert host.daemon_pid(), "the daemon that it started has read the same configuration"
+
+
+def test_image_warm_tells_why_no_daemon_starts(host):
+    host.state.chmod(0o777)
+    answer = host.run("image", "warm")
+    assert answer.returncode == 1 and "can be written by others" in answer.stderr
+    host.state.chmod(0o700)
+    (host.state / "agentiso.sock").mkdir()
+    answer = host.run("image", "warm")
+    assert answer.returncode == 1 and "agentiso.sock" in answer.stderr
+
+
+def test_image_warm_many_at_once_start_one_daemon(host):
+    children = [host.popen("image", "warm", stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for child in children:
+        _, err = child.communicate(timeout=60)
+        assert child.returncode == 1 and "cannot be started" not in err, err
+    assert host.daemon_pid()
 
 
 def fake_recipes(host, script):

@@ -239,6 +239,76 @@ async function parallel(session, ws, second) {
   assert.deepEqual(names.results.map((one) => one.stdout), names.results.map((one) => `${one.workspace_name}\n`));
 }
 
+async function saved(session, ws, name) {
+  const snapshot = (action, more, options) =>
+    session.record("snapshot", { workspace_id: ws, action, ...more }, options);
+  const note = async (workspace_id) => (await session.exec(workspace_id, "cat /root/note")).stdout;
+  const running = async (workspace_id) => {
+    const { jobs } = await session.record("exec_background", { workspace_id, action: "list" });
+    return jobs.filter((job) => job.running).map((job) => job.job_id);
+  };
+
+  step("snapshots");
+  await session.exec(ws, "echo first >/root/note");
+  const plain = await snapshot("create", { name: "plain" });
+  assert.deepEqual([plain.name, plain.has_memory, plain.workspace_id], ["plain", false, ws]);
+  const { job_id } = await session.record("exec_background",
+    { workspace_id: ws, action: "start", command: "exec sleep 7653" });
+  await session.exec(ws, "echo second >/root/note");
+  const beats = progress();
+  const live = await snapshot("create", { name: "live", include_memory: true }, { onprogress: beats.onprogress });
+  assert.ok(live.has_memory && beats.values.length > 0);
+  const { snapshots } = await snapshot("list");
+  assert.deepEqual(snapshots.map((one) => [one.name, one.has_memory, one.parent]),
+    [["plain", false, null], ["live", true, "plain"]]);
+  const info = await session.record("workspace_info", { workspace_id: ws });
+  assert.deepEqual(info.snapshots.map((one) => one.snapshot_id), [plain.snapshot_id, live.snapshot_id]);
+  await session.fails("conflict", ["live"], "snapshot", { workspace_id: ws, action: "create", name: "live" });
+  await session.fails("not_found", ["lost"], "snapshot", { workspace_id: ws, action: "restore", name: "lost" });
+  await session.fails("invalid_argument", ["name"], "snapshot", { workspace_id: ws, action: "delete" });
+
+  step("a fork of a snapshot");
+  await session.exec(ws, "echo third >/root/note");
+  const fork = await session.record("workspace_fork",
+    { workspace_id: ws, snapshot_name: "live", new_name: `${name}-fork` }, { timeout: START_MS });
+  assert.deepEqual([fork.name, fork.state], [`${name}-fork`, "running"]);
+  assert.deepEqual(fork.forked_from,
+    { source_workspace_id: ws, source_workspace_name: name, snapshot_name: "live" });
+  assert.deepEqual([await note(fork.workspace_id), await running(fork.workspace_id)], ["second\n", [job_id]]);
+  await session.fails("conflict", [fork.name], "snapshot", { workspace_id: ws, action: "delete", name: "live" });
+
+  step("three forks of this instant");
+  const three = await session.record("workspace_fork", { workspace_id: ws, count: 3, name_prefix: name },
+    { timeout: START_MS });
+  assert.deepEqual([three.requested_count, three.success_count, three.failure_count, three.snapshot_name],
+    [3, 3, 0, null]);
+  assert.deepEqual(three.workers.map((one) => one.name), [1, 2, 3].map((n) => `${name}-${n}`));
+  const workers = three.workers.map((one) => one.workspace_id);
+  const seen = await session.record("exec_parallel", { workspace_ids: workers, commands: "hostname; cat /root/note" });
+  assert.deepEqual(seen.results.map((one) => one.stdout), three.workers.map((one) => `${one.name}\nthird\n`));
+  assert.deepEqual(await running(workers[2]), [job_id]);
+  assert.equal(await note(ws), "third\n");
+
+  step("restore");
+  const restored = await snapshot("restore", { name: "live" }, { timeout: START_MS });
+  assert.deepEqual([restored.name, restored.state, restored.has_memory], [name, "running", true]);
+  assert.deepEqual([await note(ws), await running(ws)], ["second\n", [job_id]]);
+  const anew = await snapshot("restore", { name: "plain" }, { timeout: START_MS });
+  assert.deepEqual([anew.state, anew.has_memory], ["running", false]);
+  assert.deepEqual([await note(ws), await running(ws)], ["first\n", []]);
+  assert.deepEqual((await snapshot("list")).snapshots.map((one) => one.name), ["plain", "live"]);
+
+  step("delete them");
+  for (const workspace_id of [fork.workspace_id, ...workers]) {
+    await session.record("workspace_destroy", { workspace_id });
+  }
+  for (const one of ["live", "plain"]) {
+    assert.deepEqual((await snapshot("delete", { name: one })).deleted, true);
+  }
+  assert.deepEqual((await snapshot("list")).snapshots, []);
+  assert.equal(await note(ws), "first\n");
+}
+
 async function transfer(session, ws) {
   step("a file there and back");
   const data = Buffer.alloc(3_000_001, "transfer ");
@@ -291,6 +361,7 @@ async function main() {
   await life(session, ws, name);
   await jobs(session, ws);
   await transfer(session, ws);
+  await saved(session, ws, name);
   const second = await create(session, `${clientName}-two`);
   await parallel(session, ws, second);
   await destroy(session, ws);

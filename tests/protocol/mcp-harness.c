@@ -41,6 +41,9 @@ static const char test_json[] =
         "{\"name\":\"test_fail\",\"description\":\"Fails.\",\"inputSchema\":{\"type\":\"object\",\"properties\":{"
         "\"message\":{\"type\":\"string\"},\"hint\":{\"type\":\"string\"}},\"required\":[\"message\",\"hint\"]},"
         "\"annotations\":{}},"
+        "{\"name\":\"test_outcome\",\"description\":\"Gives a record that tells of a failure.\",\"inputSchema\":{"
+        "\"type\":\"object\",\"properties\":{}},\"outputSchema\":{\"type\":\"object\",\"properties\":{\"failures\":{"
+        "\"type\":\"integer\"}},\"required\":[\"failures\"]},\"annotations\":{}},"
         "{\"name\":\"test_each\",\"description\":\"Names the workspaces of the "
         "call.\",\"inputSchema\":{\"type\":\"object\","
         "\"properties\":{\"workspace_ids\":{\"type\":\"array\",\"items\":{\"type\":\"string\"}}},"
@@ -94,6 +97,15 @@ static int test_fail(const struct tool_call *call, struct tool_result *ret, stru
         return -EINVAL;
 }
 
+/* A record, though all of it failed. */
+static int test_outcome(const struct tool_call *call, struct tool_result *ret, struct error *err) {
+        (void) call;
+        (void) err;
+        ret->value = json_pack("{s:i}", "failures", 3);
+        ret->failed = ERROR_NO_SPACE;
+        return 0;
+}
+
 /* The names of the workspaces that dispatch lets through, in their order. */
 static int test_each(const struct tool_call *call, struct tool_result *ret, struct error *err) {
         _cleanup_json_ json_t *names = json_array();
@@ -115,6 +127,7 @@ static const struct tool test_tools[] = {
         {"test_wait", TOOL_ACCESS_NONE, TEST_TIMEOUT_MS, test_wait},
         {"test_big", TOOL_ACCESS_NONE, TEST_TIMEOUT_MS, test_big},
         {"test_fail", TOOL_ACCESS_NONE, TEST_TIMEOUT_MS, test_fail},
+        {"test_outcome", TOOL_ACCESS_NONE, TEST_TIMEOUT_MS, test_outcome},
         {"test_each", TOOL_ACCESS_OWNER_EACH, TEST_TIMEOUT_MS, test_each},
 };
 static const struct tool_group test_group = {test_json, test_tools, ARRAY_SIZE(test_tools)};
@@ -156,6 +169,7 @@ static int add_workspace(struct db *db, unsigned i, struct error *err) {
         int r = uuid_new(row.id);
         if (r < 0)
                 return r;
+        memcpy(row.disk, row.id, sizeof(row.disk));
         (void) snprintf(row.mac, sizeof(row.mac), "02:00:0a:63:%02x:%02x", i / 256 % 256, i % 256);
         return db_ws_insert(db, &row, err);
 }
@@ -196,6 +210,7 @@ static int harness_open(struct harness *h, unsigned workspaces, const struct too
                 .default_memory_mb = 512,
                 .default_disk_gb = 10,
                 .limits = {.max_vcpus = 8, .max_memory_mb = 8192, .max_disk_gb = 100, .max_workspaces = 1000},
+                .max_snapshots = 20,
                 .network = 0x0a630000u,
                 .prefix_len = 16,
                 .boot_timeout_ms = 10000,

@@ -24,7 +24,7 @@ WRONG_TYPES = {
 
 
 # These would do something without any workspace: an image that does not exist keeps them from it.
-HARMLESS = {"workspace_create": {"base_image": GOOD["base_image"]}}
+HARMLESS = {name: {"base_image": GOOD["base_image"]} for name in ("workspace_create", "agentiso/warm")}
 
 
 def good(tool):
@@ -85,10 +85,10 @@ def expect_invalid(result, tool, key, text):
     assert f"Arguments of {tool}: " in message and len(message.encode()) < 2000
 
 
-@pytest.mark.parametrize("name", [tool["name"] for tool in TOOLS])
+@pytest.mark.parametrize("name", [tool["name"] for tool in TOOLS if tool["inputSchema"]["properties"]])
 def test_each_wrong_argument_names_itself(client, name):
     mine = [c for c in cases() if c[0] == name]
-    assert mine or name == "none"
+    assert mine
     for tool, arguments, key, text in mine:
         expect_invalid(client.call(tool, arguments), tool, key, text)
 
@@ -231,6 +231,60 @@ def test_what_an_action_needs(stopped, action, arguments, missing):
 def test_an_action_with_what_it_needs_gets_to_the_workspace(stopped, action, arguments):
     result = stopped.call("exec_background", {"workspace_id": "ws-000", "action": action, **arguments})
     assert result["_meta"]["code"] == "not_running"
+
+
+@pytest.mark.parametrize("action", ["create", "restore", "delete"])
+@pytest.mark.parametrize("more", [{}, {"name": None}, {"include_memory": True, "disk_only": True}])
+def test_an_action_on_a_snapshot_needs_its_name(stopped, action, more):
+    result = stopped.call("snapshot", {"workspace_id": "ws-000", "action": action, **more})
+    text = result["content"][0]["text"]
+    assert result["_meta"]["code"] == "invalid_argument" and f'"{action}" needs the argument "name"' in text
+    assert ("after-install" if action == "create" else '"list"') in text
+
+
+@pytest.mark.parametrize("action", ["restore", "delete"])
+def test_a_snapshot_that_is_not_there(stopped, action):
+    result = stopped.call("snapshot", {"workspace_id": "ws-000", "action": action, "name": "none-such"})
+    assert result["_meta"]["code"] == "not_found" and '"none-such"' in result["content"][0]["text"]
+    fork = stopped.call("workspace_fork", {"workspace_id": "ws-000", "snapshot_name": "none-such"})
+    assert fork["_meta"]["code"] == "not_found" and '"none-such"' in fork["content"][0]["text"]
+
+
+def test_memory_of_a_stopped_workspace(stopped):
+    result = stopped.call("snapshot", {"workspace_id": "ws-000", "action": "create", "name": "n",
+                                       "include_memory": True})
+    assert result["_meta"]["code"] == "not_running"
+
+
+def test_what_means_nothing_to_the_action_stops_nothing(stopped):
+    record = stopped.call("snapshot", {"workspace_id": "ws-000", "action": "list", "name": "n", "disk_only": True,
+                                       "include_memory": False})["structuredContent"]
+    assert record["snapshots"] == []
+    assert sorted(w.split('"')[1] for w in record["warnings"]) == ["disk_only", "include_memory", "name"]
+
+
+@pytest.mark.parametrize("tool, key, more", [
+    ("snapshot", "name", {"action": "create"}), ("snapshot", "name", {"action": "delete"}),
+    ("workspace_fork", "snapshot_name", {}), ("workspace_fork", "new_name", {}), ("workspace_fork", "name_prefix", {}),
+])
+@pytest.mark.parametrize("value", ["", "a b", "a/b", "..\n", "\u20ac", "x" * 129, "a\x7f"])
+def test_names_of_snapshots_and_forks(stopped, tool, key, more, value):
+    result = stopped.call(tool, {"workspace_id": "ws-000", **more, key: value})
+    assert result["_meta"]["code"] == "invalid_argument" and f'"{key}"' in result["content"][0]["text"]
+
+
+def test_a_prefix_leaves_room_for_the_number(stopped):
+    long = {"workspace_id": "ws-000", "snapshot_name": "none-such", "count": 20}
+    assert stopped.call("workspace_fork", {**long, "name_prefix": "p" * 125})["_meta"]["code"] == "not_found"
+    assert stopped.call("workspace_fork", {**long, "name_prefix": "p" * 126})["_meta"]["code"] == "invalid_argument"
+
+
+@pytest.mark.parametrize("count, good_count", [(0, False), (-1, False), (1, True), (20, True), (21, False),
+                                               ("5", False), (2.0, True)])
+def test_the_number_of_forks(stopped, count, good_count):
+    result = stopped.call("workspace_fork", {"workspace_id": "ws-000", "snapshot_name": "none-such", "count": count})
+    assert result["_meta"]["code"] == ("not_found" if good_count else "invalid_argument")
+    assert good_count or '"count"' in result["content"][0]["text"]
 
 
 @pytest.mark.parametrize("arguments, text", [

@@ -5,7 +5,7 @@ import json
 import time
 
 import pytest
-from conftest import META, schema_errors
+from conftest import META, METHODS, schema_errors
 
 
 def start_wait(peer, ms, reports=0, token=None, request_id=None):
@@ -51,6 +51,13 @@ class TestRequests:
         result = harness.call("test_fail", {"message": message, "hint": "Do this."})
         assert result["content"][0]["text"] == text and result["_meta"]["code"] == "conflict"
 
+    def test_a_record_can_tell_of_a_failure(self, harness):
+        result = harness.call("test_outcome", {"unknown": 1})
+        assert result["isError"] and result["_meta"]["code"] == "no_space"
+        record = result["structuredContent"]
+        assert record["failures"] == 3 and '"unknown"' in record["warnings"][0]
+        assert json.loads(result["content"][0]["text"]) == record
+
     def test_text_and_structure_are_the_same(self, spawn):
         peer = spawn("--workspaces", "3")
         peer.initialize()
@@ -64,6 +71,39 @@ class TestRequests:
         for size in (1024 * 1024, 4 * 1024 * 1024):
             result = harness.call("test_big", {"bytes": size})
             assert result["isError"] and "larger" in result["content"][0]["text"]
+
+
+class TestMethods:
+    """What agentiso's own commands ask the daemon, beside the tools."""
+
+    def test_they_are_no_tools(self, client):
+        listed = {tool["name"] for tool in client.request("tools/list")["result"]["tools"]}
+        for name in METHODS:
+            assert name.startswith("agentiso/") and name not in listed
+            assert client.request("tools/call", {"name": name})["error"]["code"] == -32602
+            assert client.request(name, {"arguments": []})["error"]["code"] == -32602
+        assert client.request("agentiso/nothing")["error"]["code"] == -32601
+        assert client.request("workspace_list")["error"]["code"] == -32601
+
+    @pytest.mark.parametrize("name", METHODS)
+    def test_not_before_initialize(self, server, name):
+        assert server.request(name)["error"]["code"] == -32600
+        assert "result" in server.request(name, {"_meta": META, "arguments": {"base_image": "no-such-image"}})
+
+    def test_the_state(self, harness):
+        state = harness.call("agentiso/state")["structuredContent"]
+        assert state == {"pool": {"ready": 0, "wanted": 0}, "templates": [], "templates_bytes": 0}
+
+    def test_there_are_no_templates_by_configuration(self, harness):
+        """As the harness has it; with templates: tests/integration."""
+        result = harness.call("agentiso/warm")
+        assert result["isError"] and result["_meta"]["code"] == "unsupported"
+
+    def test_progress_and_cancel_are_as_of_tools(self, harness):
+        request_id = harness.start("agentiso/state", {"_meta": {"progressToken": "p"}})
+        beat = harness.recv()
+        assert beat["params"]["progressToken"] == "p" and "agentiso/state" in beat["params"]["message"]
+        assert "result" in harness.answer(request_id)
 
 
 class TestProgress:

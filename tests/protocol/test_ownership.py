@@ -47,5 +47,29 @@ def test_no_workspace_twice(orphans):
     assert owned(peer) == []
 
 
+def snapshot(peer, workspace, action, **more):
+    return peer.call("snapshot", {"workspace_id": workspace, "action": action, **more})
+
+
+def test_snapshots_of_another_client_can_only_be_listed(orphans):
+    one, two = orphans(), orphans()
+    each(one, "ws-000")
+    assert snapshot(two, "ws-000", "list")["structuredContent"] == {"snapshots": []}
+    for action in ("create", "restore", "delete"):
+        assert snapshot(two, "ws-000", action, name="n")["_meta"]["code"] == "not_owner", action
+    assert two.call("workspace_fork", {"workspace_id": "ws-000"})["_meta"]["code"] == "not_owner"
+    assert owned(one) == ["ws-000"] and owned(two) == []
+
+
+def test_looking_at_snapshots_adopts_nothing(orphans):
+    peer = orphans()
+    assert snapshot(peer, "ws-000", "list")["structuredContent"] == {"snapshots": []}
+    assert owned(peer) == []
+    assert snapshot(peer, "ws-000", "delete", name="none-such")["_meta"]["code"] == "not_found"
+    peer.call("workspace_fork", {"workspace_id": "ws-001", "snapshot_name": "none-such"})
+    assert sorted(owned(peer)) == ["ws-000", "ws-001"]
+    assert snapshot(peer, "nowhere", "list")["_meta"]["code"] == "not_found"
+
+
 def test_none_at_all(orphans):
     assert each(orphans())["structuredContent"] == {"names": []}

@@ -14,6 +14,7 @@ CONTRACT = {
     "workspace_stop": {"workspace_id"},
     "workspace_list": {"state_filter", "name_prefix", "cursor"},
     "workspace_info": {"workspace_id"},
+    "workspace_fork": {"workspace_id", "snapshot_name", "new_name", "count", "name_prefix", "disk_only"},
     "workspace_logs": {"workspace_id", "log_type", "max_lines"},
     "exec": {"workspace_id", "command", "timeout_secs", "workdir", "env", "stdin", "max_output_bytes", "yield_secs"},
     "exec_background": {"action", "workspace_id", "command", "workdir", "env", "pty", "cols", "rows", "job_id",
@@ -24,6 +25,7 @@ CONTRACT = {
     "file_write": {"workspace_id", "path", "content", "mode", "encoding", "append"},
     "file_edit": {"workspace_id", "path", "old_string", "new_string", "replace_all"},
     "file_list": {"workspace_id", "path", "recursive", "max_entries"},
+    "snapshot": {"workspace_id", "action", "name", "include_memory", "disk_only"},
 }
 CHARS_PER_TOKEN = 4
 TOKENS_MAX = 8000
@@ -112,7 +114,10 @@ def test_annotations(tools):
         assert all(isinstance(v, bool) for v in hints.values())
         assert not (hints["readOnlyHint"] and hints["destructiveHint"])
     hints = {t["name"]: t["annotations"] for t in tools}
-    assert hints["workspace_destroy"]["destructiveHint"]
+    # A restore throws away what was not saved.
+    assert {name for name, hint in hints.items() if hint["destructiveHint"]} == {"workspace_destroy", "snapshot"}
+    assert not hints["workspace_fork"]["readOnlyHint"] and not hints["workspace_fork"]["idempotentHint"]
+    assert not hints["workspace_fork"]["openWorldHint"] and not hints["snapshot"]["openWorldHint"]
     for name in ("workspace_list", "workspace_info", "workspace_logs", "file_read", "file_list"):
         assert hints[name]["readOnlyHint"], name
     for name in ("exec", "exec_background", "exec_parallel", "set_env"):
@@ -130,7 +135,15 @@ def test_the_first_sentence_says_what_it_does(tools):
 def test_core_tools_are_always_loaded(tools):
     loaded = {t["name"] for t in tools if t.get("_meta", {}).get("anthropic/alwaysLoad") is True}
     assert {"workspace_create", "workspace_destroy", "exec", "exec_background", "file_read", "file_write",
-            "file_list"} <= loaded
+            "file_list", "snapshot"} <= loaded
+
+
+def test_the_instructions_name_no_tool_that_is_not_there(client, tools):
+    names = {t["name"] for t in tools}
+    text = client.initialize()["instructions"]
+    mentioned = set(re.findall(r"\b(?:workspace|file|exec|set|git|vault)_[a-z]+", text)) - {"workspace_id"}
+    assert mentioned <= names and {"workspace_create", "workspace_fork"} <= mentioned
+    assert "snapshot" in text
 
 
 def test_the_size_of_a_call_is_told_where_it_matters(tools):

@@ -82,6 +82,32 @@ static void test_transfer_values(void) {
         CHECK(strstr(complaint("[limits]\ntransfer_gb = 0\n"), "'limits.transfer_gb' is 0 but must be between 1"));
 }
 
+static void test_what_is_kept_ready(void) {
+        _cleanup_config_ struct config as_is = {0}, cfg = {0};
+        _cleanup_error_ struct error err = ERROR_INIT;
+
+        REQUIRE(load("", &as_is, &err) == 0);
+        CHECK_INT(as_is.max_snapshots, 20);
+        CHECK_INT(as_is.max_templates_gb, 8);
+        CHECK_INT(as_is.pool_size, 2);
+        CHECK_INT(as_is.pool_memory_mb, 2048);
+        CHECK_INT(as_is.pool_min_free_mb, 1024);
+        REQUIRE(load("[limits]\nsnapshots = 3\n[templates]\nmax_gb = 0\n"
+                     "[pool]\nsize = 0\nmemory_mb = 512\nmin_free_mb = 0\n",
+                     &cfg, &err) == 0);
+        CHECK_INT(cfg.max_snapshots, 3);
+        CHECK_INT(cfg.max_templates_gb, 0);
+        CHECK_INT(cfg.pool_size, 0);
+        CHECK_INT(cfg.pool_memory_mb, 512);
+        CHECK_INT(cfg.pool_min_free_mb, 0);
+        CHECK_STR(complaint("[limits]\nsnapshots = 0\n"),
+                  ":2:1: 'limits.snapshots' is 0 but must be between 1 and 100");
+        CHECK_STR(complaint("[pool]\nsize = -1\n"), ":2:1: 'pool.size' is -1 but must be between 0 and 100");
+        CHECK_STR(complaint("[template]\nmax_gb = 1\n"), ":1:2: unknown table 'template'; did you mean 'templates'?");
+        CHECK_STR(complaint("[storage]\nmax_gb = 1\n"),
+                  ":2:1: unknown key 'storage.max_gb'; did you mean 'templates.max_gb'?");
+}
+
 static void test_unknown_keys(void) {
         CHECK_STR(complaint("[vm]\nacel = \"kvm\"\n"), ":2:1: unknown key 'vm.acel'; did you mean 'vm.accel'?");
         CHECK_STR(complaint("\n[vmm]\n"), ":2:2: unknown table 'vmm'; did you mean 'vm'?");
@@ -215,6 +241,7 @@ int main(void) {
         RUN(test_defaults);
         RUN(test_values);
         RUN(test_transfer_values);
+        RUN(test_what_is_kept_ready);
         RUN(test_unknown_keys);
         RUN(test_wrong_values);
         RUN(test_networks);
