@@ -8,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "lib"))
 from host import IMAGE_DIR, make_host, wait_readable, wait_until  # noqa: E402, F401
+from saved import TEMPLATES  # noqa: E402
 
 
 @pytest.fixture
@@ -29,3 +30,16 @@ def shared_client(shared_host):
 def workspace(shared_client):
     """One running workspace for the tests of a module that do not change its life."""
     return shared_client.call("workspace_create", name="shared")["workspace_id"]
+
+
+@pytest.fixture(scope="module")
+def warm_host():
+    """A host that has the templates of the default shape."""
+    for host in make_host(TEMPLATES):
+        host.warm()
+        yield host
+
+
+@pytest.fixture(scope="module")
+def client(warm_host):
+    return warm_host.client()

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Templates, live snapshots and forks with real machines: a program of its own that speaks TAP."""
+"""Templates, snapshots and forks with real machines: programs of their own that speak TAP."""
 
 import subprocess
 
-from conftest import BUILD, IMAGE_DIR
+import pytest
+
+from host import BUILD, IMAGE_DIR
 
 
-def test_templates_snapshots_and_forks():
-    done = subprocess.run([BUILD / "tests" / "unit" / "vm" / "template-once", IMAGE_DIR], capture_output=True,
-                          text=True, timeout=600, check=False)
+@pytest.mark.parametrize("program, tests", [("template-once", 9), ("fork-once", 9)])
+def test_real_machines(program, tests):
+    done = subprocess.run([BUILD / "tests" / "unit" / "vm" / program, IMAGE_DIR], capture_output=True,
+                          text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "\nok 9 - " in done.stdout and "\n1..9\n" in done.stdout, done.stdout
+    assert f"\nok {tests} - " in done.stdout and f"\n1..{tests}\n" in done.stdout, done.stdout

@@ -33,6 +33,10 @@ class Host:
     def __init__(self, directory, config, subdir):
         self.state_dir = directory / subdir
         self.config = directory / "config.toml"
+        # Nothing is started that a test does not ask for: it would be found among the processes that it counts.
+        for section, off in (("templates", "max_gb = 0"), ("pool", "size = 0")):
+            if f"[{section}]" not in config:
+                config += f"\n[{section}]\n{off}\n"
         self.config.write_text(f'[paths]\nstate_dir = "{self.state_dir}"\nimage_dir = "{IMAGE_DIR}"\n{config}')
         self.clients = []
 
@@ -49,6 +53,10 @@ class Host:
         if check and done.returncode != 0:
             raise AssertionError(f"agentiso {' '.join(command)} ended with {done.returncode}: {done.stderr}")
         return done
+
+    def warm(self, *options):
+        """Makes the templates of a shape and waits for them."""
+        return self.cli("image", "warm", *options, timeout=120)
 
     def daemon_pid(self):
         """The pid of the daemon of this state directory, from the holder of its socket."""
@@ -90,6 +98,17 @@ class Host:
     def disks(self):
         """The disks of workspaces; base images that they stand on are kept apart."""
         return [path for path in (self.state_dir / "disks").glob("*") if path.is_file()]
+
+    def disk_ids(self):
+        """(disks, nodes): their ids, as the links among the files say (src/storage/qcow2-private.h)."""
+        folder = self.state_dir / "disks"
+        links = {path.stem: os.readlink(path) for path in folder.glob("*.disk")}
+        first = {path.name.removesuffix(".qcow2") for path in folder.glob("*.qcow2") if "." not in path.stem}
+        disks = {i for i, target in links.items() if target != "none"} | (first - set(links))
+        return disks, {path.stem for path in folder.glob("*.node")}
+
+    def snapshot_folders(self):
+        return sorted(path.name for path in (self.state_dir / "snapshots").glob("*") if path.is_dir())
 
     def close(self):
         for client in self.clients:
