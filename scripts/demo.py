@@ -16,6 +16,15 @@ SCRIPT = """\
 import platform
 print("hello from Linux", platform.release())
 """
+COUNTER = """\
+setsid python3 -c 'import time
+count = 0
+while True:
+    count += 1
+    open("/dev/shm/count", "w").write(str(count))
+    time.sleep(0.1)' >/dev/null 2>&1 &
+echo counting
+"""
 
 
 class Session:
@@ -51,6 +60,7 @@ def main():
                                  lambda r: f"{r['name']}: {r['resources']['vcpus']} vCPUs, "
                                            f"{r['resources']['memory_mb']} MiB, start: {r['start']}")
         ws = workspace["workspace_id"]
+        made = [ws]
         try:
             session.step("run a command", "exec", lambda r: r["stdout"], workspace_id=ws,
                          command="uname -sr; id -un; df -h / | tail -n 1")
@@ -68,18 +78,34 @@ def main():
                                    lambda r: f"exit code {r['exit_code']}: {r['stderr']}", workspace_id=ws,
                                    command="ls /no/such/folder")
             expect(failing["exit_code"] != 0, "a failing command has exit code 0")
-            session.step("stop the workspace", "workspace_stop", lambda r: r["state"], workspace_id=ws)
-            session.step("start it again", "workspace_start", lambda r: r["state"], workspace_id=ws)
-            after = session.step("the file is still there", "exec", lambda r: r["stdout"], workspace_id=ws,
-                                 command="python3 /workspace/hello.py")
-            expect("greetings from" in after["stdout"], "the file did not survive a stop and a start")
+            session.step("start something that keeps its state in memory", "exec", lambda r: r["stdout"],
+                         workspace_id=ws, command=COUNTER)
+            session.step("save disk and memory", "snapshot",
+                         lambda r: f"the machine stood still for {r['pause_ms']:.0f} ms", workspace_id=ws,
+                         action="create", name="good", include_memory=True)
+            session.step("break everything", "exec", lambda r: r["stdout"], workspace_id=ws,
+                         command="rm -rf /workspace /usr/bin/python3; pkill -f count; ls /workspace")
+            session.step("go back", "snapshot", lambda r: r["state"], workspace_id=ws, action="restore", name="good")
+            after = session.step("the file is there, and the process counts on", "exec", lambda r: r["stdout"],
+                                 workspace_id=ws, command="python3 /workspace/hello.py; cat /dev/shm/count")
+            expect("greetings from" in after["stdout"], "the restore did not bring the file back")
+            forks = session.step("fork the running machine into three", "workspace_fork",
+                                 lambda r: "\n".join(f"{w['name']} {w['ip']}" for w in r["workers"]),
+                                 workspace_id=ws, count=3, name_prefix="try")["workers"]
+            made += [fork["workspace_id"] for fork in forks]
+            expect(len(forks) == 3, "there are not three forks")
+            session.step("run something in each", "exec_parallel",
+                         lambda r: "\n".join(f"{one['workspace_name']}: {one['stdout'].strip()}" for one in r["results"]),
+                         workspace_ids=[fork["workspace_id"] for fork in forks],
+                         commands="echo $(hostname) counts at $(cat /dev/shm/count)")
         except ToolError as error:
             print(f"  failed: {error}")
             logs = client.call("workspace_logs", workspace_id=ws)
             print(logs.get("console") or "", logs.get("stderr") or "")
             sys.exit(1)
         finally:
-            session.step("destroy it", "workspace_destroy", workspace_id=ws)
+            for one in made:
+                session.step("destroy a workspace", "workspace_destroy", workspace_id=one)
     print(f"  all in {time.monotonic() - began:.1f} s")
 
 
