@@ -28,10 +28,8 @@ static void unescape(char *path) {
         char *to = path;
 
         for (const char *from = path; *from; to++) {
-                unsigned byte;
-
-                if (from[0] == '\\' && sscanf(from + 1, "%3o", &byte) == 1 && strlen(from) >= 4) {
-                        *to = (char) byte;
+                if (from[0] == '\\' && strspn(from + 1, "01234567") >= 3) {
+                        *to = (char) ((from[1] - '0') * 64 + (from[2] - '0') * 8 + (from[3] - '0'));
                         from += 4;
                 } else {
                         *to = *from++;
@@ -53,14 +51,18 @@ static int open_mount(const char *path, dev_t device) {
         return open(again, O_RDONLY | O_CLOEXEC);
 }
 
-/* One line of mountinfo (proc(5)). File systems without a block device have major number 0. */
+/* One line of mountinfo (proc(5)): number, parent, device, root, mount point. File systems without a block device have
+ * the major number 0. */
 static void take_line(const char *line, struct file_systems *all) {
-        unsigned major_number, minor_number;
-        _cleanup_free_ char *path = NULL;
+        _cleanup_free_ char *numbers = NULL, *path = NULL;
+        char *rest;
 
-        if (sscanf(line, "%*d %*d %u:%u %*s %ms", &major_number, &minor_number, &path) != 3 || major_number == 0)
+        if (sscanf(line, "%*s %*s %ms %*s %ms", &numbers, &path) != 2)
                 return;
-        const dev_t device = makedev(major_number, minor_number);
+        const unsigned major_number = (unsigned) strtoul(numbers, &rest, 10);
+        if (major_number == 0 || *rest != ':')
+                return;
+        const dev_t device = makedev(major_number, (unsigned) strtoul(rest + 1, NULL, 10));
         unescape(path);
         for (size_t i = 0; i < all->n; i++)
                 if (all->devices[i] == device)

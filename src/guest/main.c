@@ -69,8 +69,10 @@ static void start(struct agent *agent) {
         if (modules_park(agent->initramfs_fd, "disk", &err) < 0)
                 console_die("%s", error_message(&err));
         /* The identity that a copy of this machine is given is a request, and a part of one beside it. */
-        if (workers_prepare(&agent->request_workers) < 0 || workers_prepare(&agent->request_workers) < 0 ||
-            workers_prepare(&agent->job_workers) < 0)
+        for (int i = 0; i < 2; i++)
+                if (workers_prepare(&agent->request_workers) < 0)
+                        console_die("cannot start a thread");
+        if (workers_prepare(&agent->job_workers) < 0)
                 console_die("cannot start a thread");
         if (channels_serve(&channels, agent, &err) < 0)
                 console_die("%s", error_message(&err));

@@ -103,9 +103,9 @@ struct mux {
 
         struct buf out;
         size_t out_sent;    /* bytes at the front of `out` that are written */
-        bool out_secret;    /* something in `out`, or behind its end, is to be overwritten */
         struct buf answers; /* whole frames that go to `out` when it has room */
         bool credit_due;    /* some stream has credit to return */
+        bool out_secret;    /* something in `out`, or behind its end, is to be overwritten */
 
         json_t *hello;     /* the peer's */
         json_t *own_hello; /* what ours says, while it waits for the peer's */

@@ -130,8 +130,10 @@ static int not_found_locked(struct workspace *ws, const char *name, struct error
 int workspace_find_snapshot(struct workspace *ws, const char *name, struct snapshot **ret, struct error *err) {
         LOCK(&ws->core->lock);
         struct snapshot *s = snapshot_by_name_locked(ws->core, ws->id, name);
-        if (!s || s->row.state != SNAP_READY)
-                return not_found_locked(ws, name, err);
+        if (!s || s->row.state != SNAP_READY) {
+                (void) not_found_locked(ws, name, err);
+                return -ENOENT;
+        }
         snapshot_pin_locked(s);
         *ret = s;
         return 0;

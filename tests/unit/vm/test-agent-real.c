@@ -171,6 +171,17 @@ static void test_real_files(void) {
         CHECK(agent_file_write(agent, "/proc/nothing", "x", 1, NULL, false, patience(), &written, &e) < 0);
 }
 
+/* Here the agent is not the first process of its machine: it must not freeze anything of that. */
+static void test_real_freeze_is_refused(void) {
+        _cleanup_error_ struct error e = ERROR_INIT;
+        bool frozen = true;
+
+        CHECK(agent_freeze(agent, 1000, patience(), &frozen, &e) < 0);
+        CHECK_INT(e.code, ERROR_UNSUPPORTED);
+        CHECK_INT(agent_thaw(agent, patience(), NULL), -ENOENT);
+        CHECK_INT(agent_sync(agent, patience(), NULL), 0);
+}
+
 static void test_names_that_are_not_utf8(void) {
         _cleanup_json_ json_t *list = NULL;
         bool truncated = false;
@@ -200,6 +211,7 @@ int main(void) {
         RUN(test_real_env);
         RUN(test_real_files);
         RUN(test_names_that_are_not_utf8);
+        RUN(test_real_freeze_is_refused);
         agent_unref(agent);
         guest_real_stop(guest);
         rm_rf(folder);
