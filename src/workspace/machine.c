@@ -88,7 +88,7 @@ static int prepare_guest(struct workspace *ws, const struct ws_row *row, const s
                 r = vm_disk_resize(vm, row->disk_gb * GIB, op, err);
         if (r >= 0 && (larger || !from->root_mounted)) {
                 op_progress(op, "mounting the root file system");
-                r = agent_mount_root(agent, op, err);
+                r = agent_mount_root_of(agent, larger ? row->disk_gb * GIB : 0, op, err);
                 if (r < 0)
                         error_prefix(err, "Cannot mount the root file system");
         }

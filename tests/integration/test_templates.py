@@ -4,11 +4,10 @@
 import subprocess
 
 import pytest
-
 from host import BUILD, IMAGE_DIR
 
 
-@pytest.mark.parametrize("program, tests", [("template-once", 9), ("fork-once", 9)])
+@pytest.mark.parametrize("program, tests", [("template-once", 9), ("fork-once", 9), ("agent-once", 9)])
 def test_real_machines(program, tests):
     done = subprocess.run([BUILD / "tests" / "unit" / "vm" / program, IMAGE_DIR], capture_output=True,
                           text=True, timeout=900, check=False)
