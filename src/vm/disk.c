@@ -12,26 +12,21 @@
 /* The node of a disk's file, for a disk that was opened as `node`: argv.c calls the first one so, too. */
 #define FILE_NODE_SUFFIX "-file"
 
-/* The block node that is the machine's disk now. */
+/* The block node that is the machine's disk now: what the device's property "drive" has. The answer of query-block
+ * would have one image inside the other for each file below the disk. */
 static int ask_node(struct qmp *qmp, const struct op *op, char ret[NODE_NAME_LEN + 1], struct error *err) {
-        _cleanup_json_ json_t *reply = NULL;
-        const json_t *device;
-        size_t i;
+        _cleanup_json_ json_t *reply = NULL,
+                              *arguments = json_pack("{s:s, s:s}", "path", "/machine/peripheral/" VM_DISK_DEVICE,
+                                                     "property", "drive");
 
-        int r = qmp_call(qmp, "query-block", NULL, op, &reply, err);
+        int r = arguments ? qmp_call(qmp, "qom-get", arguments, op, &reply, err) : -ENOMEM;
         if (r < 0)
                 return r;
-        json_array_foreach (reply, i, device) {
-                const char *qdev = NULL, *node = NULL;
-
-                if (json_get_str(device, "qdev", &qdev, NULL) >= 0 && strstr(qdev, VM_DISK_DEVICE) &&
-                    json_get_str(json_object_get(device, "inserted"), "node-name", &node, NULL) >= 0 &&
-                    strlen(node) <= NODE_NAME_LEN) {
-                        memcpy(ret, node, strlen(node) + 1);
-                        return 0;
-                }
-        }
-        return error_set(err, ERROR_NOT_FOUND, "The machine has no disk");
+        const char *node = json_string_value(reply);
+        if (str_empty(node) || strlen(node) > NODE_NAME_LEN)
+                return error_set(err, ERROR_NOT_FOUND, "The machine has no disk");
+        memcpy(ret, node, strlen(node) + 1);
+        return 0;
 }
 
 /* The path of the file of a node. The node itself has no plain name, once its backing file was opened before it

@@ -147,6 +147,21 @@ def test_forks_of_forks(client, source):
     assert sh(client, at, "cat /root/depth; cat /root/blob-* | wc -c") == f"{DEPTH}\n{DEPTH * 300000}"
 
 
+def test_a_source_that_is_forked_again_and_again(client, source):
+    """Each live fork leaves a file below the source's disk."""
+    sh(client, source, "echo kept > /root/kept")
+    for i in range(40):
+        made = fork(client, source)["workspace_id"]
+        if i == 39:
+            assert sh(client, made, "cat /root/kept") == "kept"
+        client.call("workspace_destroy", workspace_id=made)
+    client.call("workspace_stop", workspace_id=source)
+    client.call("workspace_start", workspace_id=source)
+    assert sh(client, source, "cat /root/kept") == "kept"
+    snapshot(client, source, "create", name="late", include_memory=True)
+    assert snapshot(client, source, "restore", name="late")["has_memory"] is True
+
+
 def test_one_of_twenty_fails(client, source):
     client.call("workspace_create", name="worker-7")
     made = fork(client, source, count=FORKS)

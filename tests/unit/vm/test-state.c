@@ -39,9 +39,7 @@ struct reaction {
 #define FAILED "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"failed\"}}\r\n"
 #define CANCELLED "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"cancelled\"}}\r\n"
 #define REFUSAL "\"error\": {\"class\": \"GenericError\", \"desc\": \"out of order\"}"
-#define DISK                                                                                       \
-        "\"return\": [{\"device\": \"\", \"qdev\": \"/machine/peripheral/disk0/virtio-backend\", " \
-        "\"inserted\": {\"node-name\": \"disk\", \"file\": \"json:{...}\"}}]"
+#define DISK "\"return\": \"disk\""
 #define FILES(file)                                                                             \
         "\"return\": [{\"node-name\": \"disk\", \"file\": \"json:{...}\"}, "                    \
         "{\"node-name\": \"other-file\", \"file\": \"/base\"}, {\"node-name\": \"disk-file\", " \
@@ -56,7 +54,7 @@ static const struct reaction usual[] = {
         {.command = "add-fd", .reply = "\"return\": {\"fdset-id\": 7, \"fd\": 9}"},
         {.command = "query-status", .reply = RUNNING},
         {.command = "query-migrate", .reply = "\"return\": {\"error-desc\": \"the devices are shy\"}"},
-        {.command = "query-block", .reply = DISK},
+        {.command = "qom-get", .reply = DISK},
         {.command = "query-named-block-nodes", .reply = FILES("/disk.qcow2")},
         {.command = "migrate", .reply = "\"return\": {}", .event = COMPLETED},
         {.command = "migrate_cancel", .reply = "\"return\": {}", .event = CANCELLED},
@@ -638,7 +636,7 @@ static void test_one_without_a_guest_is_ended(void) {
 }
 
 static void test_disk_file(void) {
-        static const struct reaction none = {.command = "query-block", .reply = "\"return\": []"},
+        static const struct reaction none = {.command = "qom-get", .reply = "\"return\": \"\""},
                                      nameless = {.command = "query-named-block-nodes", .reply = "\"return\": []"};
         const struct op op = op_timeout(PATIENCE_MS);
         _cleanup_error_ struct error e = ERROR_INIT;
