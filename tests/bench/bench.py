@@ -173,6 +173,7 @@ PARTS = {"calls": calls, "saved": saved.run}
 
 
 def ended(number, _frame):
+    print(f"bench.py: ended by {signal.Signals(number).name}", file=sys.stderr)
     sys.exit(128 + number)
 
 
