@@ -141,12 +141,14 @@ static void test_a_larger_disk(void) {
         const struct op op = op_timeout(STEP_MS);
         _cleanup_error_ struct error e = ERROR_INIT;
         static const char gib[] = "df -B1M --output=size / | awk 'NR == 2 { print int($1 / 1024 + 0.5) }'";
+        const uint64_t bytes = (uint64_t) LARGE_GIB << 30;
+        _cleanup_agent_ struct agent *agent = NULL;
         struct vm *vm = child_on("large", LARGE_GIB);
 
-        REQUIRE(vm);
+        REQUIRE(vm && vm_agent(vm, &op, &agent, &e) >= 0);
         expect(vm, gib, "2");
-        CHECK_INT(vm_disk_resize(vm, (uint64_t) LARGE_GIB << 30, &op, &e), 0);
-        CHECK_INT(mount_root(vm), 0); /* which grows it */
+        CHECK_INT(vm_disk_resize(vm, bytes, &op, &e), 0);
+        CHECK_INT(agent_mount_root_of(agent, bytes, &op, &e), 0); /* waits until the guest sees it, and grows */
         expect(vm, gib, "10");
         expect(vm, "head -c 50M /dev/zero > /root/new && sync && stat -c %s /root/new", "52428800");
         end(vm);
