@@ -250,12 +250,12 @@ def test_the_pool_keeps_its_bounds():
 
 
 def test_the_pool_makes_room():
-    for host in make_host(POOL + "[limits]\nworkspaces = 3\n"):
+    for host in make_host(POOL + "[limits]\nworkspaces = 4\n"):
         host.warm()
         client = host.client()
         make(client)
         wait_until(lambda host=host: ready(host) == (2, 2), 60, "a full pool")
-        for _ in range(2):
+        for _ in range(3):
             make(client, memory_mb=600)
         with pytest.raises(ToolError) as caught:
             make(client)

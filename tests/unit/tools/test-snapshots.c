@@ -278,7 +278,7 @@ static const json_t *call(const struct tool_group *group, const char *name, cons
                 CHECK_INT(r < 0, last.value == NULL);
                 return last.value;
         }
-        CHECK(!"no such tool");
+        CHECK_STR(name, "the name of a tool of this group");
         return NULL;
 }
 
