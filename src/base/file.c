@@ -328,3 +328,19 @@ int find_program(const char *name, char **ret) {
         int r = search_path(getenv("PATH"), name, ret);
         return r == -ENOENT ? search_path(SYSTEM_PATH, name, ret) : r;
 }
+
+int self_path(char **ret) {
+        static const char deleted[] = " (deleted)";
+        char path[4096];
+
+        ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);
+        if (n < 0)
+                return -errno;
+        path[n] = 0;
+        /* An upgrade has replaced the file: the new one is what shall run now. */
+        size_t len = (size_t) n, suffix = sizeof(deleted) - 1;
+        if (len > suffix && str_eq(path + len - suffix, deleted))
+                path[len - suffix] = 0;
+        *ret = strdup(path);
+        return *ret ? 0 : -ENOMEM;
+}

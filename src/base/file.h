@@ -25,3 +25,6 @@ int disk_free_bytes(const char *path, uint64_t *ret);
 /* Path of a program: as given if it has a slash, else absolute, from PATH and then the usual system folders (an
  * ordinary user's PATH lacks /usr/sbin). -ENOENT. */
 int find_program(const char *name, char **ret);
+
+/* Absolute path of this program: of the one that an upgrade has put in its place, if there was one. Owned. */
+int self_path(char **ret);

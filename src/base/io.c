@@ -10,6 +10,8 @@
 
 /* How often a connect() is tried again while the listener's backlog is full: no event tells when it has room. */
 #define CONNECT_RETRY_MS 10
+/* Descriptors of one message that there is room for. */
+#define RECEIVED_FDS 4
 
 int fd_set_nonblock(int fd, bool on) {
         int flags = fcntl(fd, F_GETFL);
@@ -207,6 +209,46 @@ ssize_t send_with_fd(int sock, const void *data, size_t n, int fd) {
         memcpy(CMSG_DATA(c), &fd, sizeof(fd));
         ssize_t sent = sendmsg(sock, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
         return sent < 0 ? -errno : sent;
+}
+
+/* Takes the first descriptor of a control message, unless there is one, and closes the others. */
+static void take_descriptors(const struct cmsghdr *c, int *fd) {
+        size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+        for (size_t i = 0; i < n; i++) {
+                int one;
+
+                memcpy(&one, CMSG_DATA(c) + i * sizeof(one), sizeof(one));
+                if (*fd < 0)
+                        *fd = one;
+                else
+                        close_fd(one);
+        }
+}
+
+ssize_t recv_with_fd(int sock, void *data, size_t n, int *ret_fd) {
+        /* What does not fit is closed by the kernel. */
+        union {
+                char bytes[CMSG_SPACE(RECEIVED_FDS * sizeof(int))];
+                struct cmsghdr align;
+        } control;
+        struct iovec iov = {.iov_base = data, .iov_len = n};
+        struct msghdr message = {
+                .msg_iov = &iov,
+                .msg_iovlen = 1,
+                .msg_control = control.bytes,
+                .msg_controllen = sizeof(control.bytes),
+        };
+        int fd = -1;
+
+        ssize_t got = recvmsg(sock, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        if (got < 0)
+                return -errno;
+        for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c; c = CMSG_NXTHDR(&message, c))
+                if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+                        take_descriptors(c, &fd);
+        *ret_fd = fd;
+        return got;
 }
 
 int unix_peer(int fd, pid_t *ret_pid, uid_t *ret_uid) {

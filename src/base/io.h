@@ -32,5 +32,9 @@ int unix_connect(const char *path, const struct op *op);
  * travels with the first byte. How many bytes were taken, or a negative errno: -EAGAIN when there is no room; the
  * descriptor was then not sent. */
 ssize_t send_with_fd(int sock, const void *data, size_t n, int fd);
+/* One non-blocking receive of up to n (at least 1) bytes, with the descriptor that travels with them: *ret_fd,
+ * O_CLOEXEC, or -1 when there is none. Of several descriptors the first counts, the others are closed. How many bytes,
+ * 0 at the end, or a negative errno: -EAGAIN when there is nothing yet. */
+ssize_t recv_with_fd(int sock, void *data, size_t n, int *ret_fd);
 /* Who is at the other end of a connected unix socket. */
 int unix_peer(int fd, pid_t *ret_pid, uid_t *ret_uid);

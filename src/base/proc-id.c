@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -11,6 +12,7 @@
 
 /* /proc/PID/stat is one line of some 50 numbers and a name of 15 characters (64 for kernel threads). */
 #define STAT_MAX 4096u
+#define CMDLINE_MAX (64u * 1024u)
 /* Fields of that line, counted from 1 as in proc(5). */
 #define STAT_STATE 3
 #define STAT_START 22
@@ -84,6 +86,60 @@ int proc_id_open(const struct proc_id *id) {
         if (now.start_ticks != id->start_ticks || !str_eq(now.boot_id, id->boot_id))
                 return -ESRCH;
         return TAKE_FD(fd);
+}
+
+/* cmdline: len bytes of arguments, each with a NUL behind it. */
+static bool has_argument(const char *cmdline, size_t len, const char *option, const char *value) {
+        bool next = false;
+
+        for (size_t i = 0; i < len; i += strlen(cmdline + i) + 1) {
+                if (next && str_eq(cmdline + i, value))
+                        return true;
+                next = str_eq(cmdline + i, option);
+        }
+        return false;
+}
+
+/* A process's identity is read before its arguments and stays valid only if it is the same after, so that a pid that
+ * changes hands meanwhile is not taken for it. */
+static int match(pid_t pid, const char *option, const char *value, struct proc_id *ret) {
+        char path[64];
+        _cleanup_free_ char *cmdline = NULL;
+        size_t len = 0;
+
+        int r = proc_id_read(pid, ret);
+        if (r < 0)
+                return r;
+        snprintf(path, sizeof(path), "/proc/%d/cmdline", (int) pid);
+        r = file_read_all(path, CMDLINE_MAX, &cmdline, &len);
+        if (r < 0)
+                return r;
+        if (!has_argument(cmdline, len, option, value))
+                return -ESRCH;
+        _cleanup_close_ int fd = proc_id_open(ret);
+        return fd < 0 ? fd : 0;
+}
+
+int proc_id_find(const char *option, const char *value, struct proc_id *ret) {
+        DIR *proc = opendir("/proc");
+        if (!proc)
+                return -errno;
+
+        int r = -ESRCH;
+        struct dirent *e;
+        while (r < 0 && (e = readdir(proc))) {
+                struct proc_id id;
+                uint64_t pid = 0;
+
+                if (parse_u64(e->d_name, &pid) < 0 || pid > INT32_MAX)
+                        continue;
+                if (match((pid_t) pid, option, value, &id) >= 0) {
+                        *ret = id;
+                        r = 0;
+                }
+        }
+        closedir(proc);
+        return r;
 }
 
 int proc_id_kill(const struct proc_id *id, int64_t wait_ms) {

@@ -51,6 +51,9 @@ void process_end(pid_t pid, int64_t grace_ms);
  * A non-zero exit is an error that carries the last lines of its standard error.
  */
 int process_run(char *const *argv, const struct op *op, struct buf *out, struct buf *err_out, struct error *err);
+/* The same with n bytes as standard input: a file in memory, so the child may read it when and as often as it likes. */
+int process_run_input(char *const *argv, const void *input, size_t n, const struct op *op, struct buf *out,
+                      struct buf *err_out, struct error *err);
 
 #define BOOT_ID_LEN 36
 
@@ -64,6 +67,8 @@ struct proc_id {
 int proc_id_read(pid_t pid, struct proc_id *ret);
 /* A pidfd of exactly this process; -ESRCH when it is gone or the pid belongs to a stranger. */
 int proc_id_open(const struct proc_id *id);
+/* Finds a process among whose arguments `option` is followed by `value`. -ESRCH when there is none. */
+int proc_id_find(const char *option, const char *value, struct proc_id *ret);
 /* SIGKILL to exactly this process, and waits up to wait_ms for its end. 0 also when it was gone; -ETIMEDOUT. */
 int proc_id_kill(const struct proc_id *id, int64_t wait_ms);
 /* Reads the id of the running boot into a buffer of BOOT_ID_LEN + 1 bytes. */

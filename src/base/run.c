@@ -5,7 +5,9 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 
+#include "base/io.h"
 #include "base/process.h"
 #include "base/str.h"
 
@@ -201,13 +203,15 @@ static int gave_up(const char *name, int r, struct error *err) {
         return r;
 }
 
-static int run(char *const *argv, const struct op *op, struct output o[2], struct error *err) {
+static int run(char *const *argv, int input, const struct op *op, struct output o[2], struct error *err) {
         const char *name = program_name(argv[0]);
         _cleanup_close_ int child_out = -1, child_err = -1;
-        struct fd_map fds[2];
+        struct fd_map fds[3];
         size_t n_fds = 0;
         pid_t pid;
 
+        if (input >= 0)
+                fds[n_fds++] = (struct fd_map){input, STDIN_FILENO};
         if (o[0].out) {
                 child_out = output_open(&o[0]);
                 if (child_out < 0)
@@ -240,14 +244,41 @@ static int run(char *const *argv, const struct op *op, struct output o[2], struc
         return judge(name, &result, &o[1].tail, err);
 }
 
-int process_run(char *const *argv, const struct op *op, struct buf *out, struct buf *err_out, struct error *err) {
+static int run_with(char *const *argv, int input, const struct op *op, struct buf *out, struct buf *err_out,
+                    struct error *err) {
         struct output o[2] = {
                 {.fd = -1, .out = out, .tail = BUF_INIT(TAIL_MAX)},
                 {.fd = -1, .out = err_out, .tail = BUF_INIT(TAIL_MAX)},
         };
 
-        int r = run(argv, op, o, err);
+        int r = run(argv, input, op, o, err);
         output_done(&o[0]);
         output_done(&o[1]);
         return r;
+}
+
+int process_run(char *const *argv, const struct op *op, struct buf *out, struct buf *err_out, struct error *err) {
+        return run_with(argv, -1, op, out, err_out, err);
+}
+
+/* A file in memory with these bytes, at its beginning. */
+static int input_make(const void *input, size_t n) {
+        struct op op = OP_INIT_NEVER;
+
+        _cleanup_close_ int fd = memfd_create("stdin", MFD_CLOEXEC);
+        if (fd < 0)
+                return -errno;
+        int r = write_full(fd, input, n, &op);
+        if (r < 0)
+                return r;
+        return lseek(fd, 0, SEEK_SET) < 0 ? -errno : TAKE_FD(fd);
+}
+
+int process_run_input(char *const *argv, const void *input, size_t n, const struct op *op, struct buf *out,
+                      struct buf *err_out, struct error *err) {
+        _cleanup_close_ int fd = input_make(input, n);
+
+        if (fd < 0)
+                return error_set_errno(err, fd, "Cannot keep the input of %s in memory", program_name(argv[0]));
+        return run_with(argv, fd, op, out, err_out, err);
 }

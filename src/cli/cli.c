@@ -73,22 +73,6 @@ int cli_print_json(const json_t *value, size_t flags) {
         return cli_finish();
 }
 
-int self_path(char **ret) {
-        static const char deleted[] = " (deleted)";
-        char path[4096];
-
-        ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 1);
-        if (n < 0)
-                return -errno;
-        path[n] = 0;
-        /* An upgrade has replaced the file: the new one is what shall run now. */
-        size_t len = (size_t) n, suffix = sizeof(deleted) - 1;
-        if (len > suffix && str_eq(path + len - suffix, deleted))
-                path[len - suffix] = 0;
-        *ret = strdup(path);
-        return *ret ? 0 : -ENOMEM;
-}
-
 /* Cuts an absolute path to its folder. */
 static void cut_to_folder(char *path) {
         char *slash = strrchr(path, '/');

@@ -34,7 +34,8 @@ struct command {
         int (*run)(struct cli *cli, int argc, char **argv);
 };
 
-extern const struct command cmd_check, cmd_daemon, cmd_image, cmd_logs, cmd_mcp_config, cmd_serve, cmd_status, cmd_stop;
+extern const struct command cmd_check, cmd_daemon, cmd_image, cmd_logs, cmd_mcp_config, cmd_netns, cmd_serve,
+        cmd_status, cmd_stop;
 
 /* The rows that every command's option table begins with, and their values. */
 #define CLI_OPTIONS                                 \
@@ -69,8 +70,6 @@ int cli_finish(void);
  * leave a process behind. NULL when there are no resources for it: the signals then do what they always do. */
 struct cancel *interrupt_token(void);
 
-/* Absolute path of this program. */
-int self_path(char **ret);
 /* The guest agent that belongs to this program: beside it, in its build tree, or installed. -ENOENT. */
 int guest_agent_path(char **ret, struct error *err);
 /* The folder with the recipes of the images: $AGENTISO_IMAGES_DIR, installed, or in the source tree. -ENOENT. */

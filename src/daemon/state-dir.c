@@ -2,18 +2,12 @@
 #include "daemon/state-dir.h"
 
 #include <fcntl.h>
-#include <inttypes.h>
-#include <limits.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/stat.h>
 
 #include "base/file.h"
-#include "base/str.h"
+#include "base/lockfile.h"
 
 #define LOCK_RETRY_MS 10
-/* Bytes of the holder's name in the lock file. */
-#define NAME_MAX_LEN 96
 
 int state_dir_prepare(const char *dir, struct error *err) {
         struct stat st;
@@ -42,47 +36,10 @@ int state_dir_prepare(const char *dir, struct error *err) {
         return 0;
 }
 
-static void write_name(int fd) {
-        struct proc_id id;
-        char text[NAME_MAX_LEN];
-
-        if (proc_id_read(getpid(), &id) < 0)
-                return;
-        int n = snprintf(text, sizeof(text), "%d %" PRIu64 " %s\n", (int) id.pid, id.start_ticks, id.boot_id);
-        if (ftruncate(fd, 0) == 0 && pwrite(fd, text, (size_t) n, 0) < 0)
-                return;
-}
-
-/* Parses "PID TICKS BOOT_ID\n", what write_name() writes. */
-static int parse_name(char *text, struct proc_id *ret) {
-        char *rest = NULL;
-        const char *pid = strtok_r(text, " ", &rest), *ticks = strtok_r(NULL, " ", &rest);
-        const char *boot_id = strtok_r(NULL, "\n", &rest);
-        struct proc_id id = {0};
-        uint64_t number;
-
-        if (!boot_id || strlen(boot_id) != BOOT_ID_LEN || parse_u64(ticks, &id.start_ticks) < 0 ||
-            parse_u64(pid, &number) < 0 || number == 0 || number > INT_MAX)
-                return -EINVAL;
-        id.pid = (pid_t) number;
-        memcpy(id.boot_id, boot_id, BOOT_ID_LEN);
-        *ret = id;
-        return 0;
-}
-
 int state_dir_holder(const char *dir, struct proc_id *ret) {
-        _cleanup_free_ char *path = path_join(dir, "lock"), *text = NULL;
-        struct proc_id id;
+        _cleanup_free_ char *path = path_join(dir, "lock");
 
-        if (!path)
-                return -ENOMEM;
-        if (file_read_all(path, NAME_MAX_LEN, &text, NULL) < 0 || parse_name(text, &id) < 0)
-                return -ESRCH;
-        _cleanup_close_ int pidfd = proc_id_open(&id);
-        if (pidfd < 0)
-                return -ESRCH;
-        *ret = id;
-        return 0;
+        return path ? lockfile_holder(path, ret) : -ENOMEM;
 }
 
 /* Tries until the lock is ours, its holder is found alive, or the time is up. There is no event to wait for: flock(2)
@@ -118,7 +75,7 @@ int state_dir_lock(const char *dir, int *ret_fd, struct error *err) {
         }
         if (fd < 0)
                 return error_set_errno(err, fd, "cannot lock %s", path);
-        write_name(fd);
+        (void) lockfile_write_name(fd); /* the lock is what counts */
         *ret_fd = fd;
         return 0;
 }

@@ -196,32 +196,72 @@ static void test_long_paths(void) {
 static void test_a_descriptor_travels(void) {
         int pair[2], pipe_fds[2], got = -1;
         char text[8] = "";
-        union {
-                char bytes[CMSG_SPACE(sizeof(int))];
-                struct cmsghdr align;
-        } control;
-        struct iovec iov = {.iov_base = text, .iov_len = sizeof(text)};
-        struct msghdr message = {
-                .msg_iov = &iov,
-                .msg_iovlen = 1,
-                .msg_control = control.bytes,
-                .msg_controllen = sizeof(control.bytes),
-        };
 
         REQUIRE(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0 && pipe2(pipe_fds, O_CLOEXEC) == 0);
+        CHECK_INT(recv_with_fd(pair[1], text, sizeof(text), &got), -EAGAIN);
         CHECK_INT(send_with_fd(pair[0], "abc", 3, pipe_fds[1]), 3);
         close_fd(pipe_fds[1]); /* what was sent is a copy */
-        CHECK_INT(recvmsg(pair[1], &message, MSG_CMSG_CLOEXEC), 3);
-        const struct cmsghdr *c = CMSG_FIRSTHDR(&message);
-        REQUIRE(c && c->cmsg_type == SCM_RIGHTS);
-        memcpy(&got, CMSG_DATA(c), sizeof(got));
+        CHECK_INT(recv_with_fd(pair[1], text, sizeof(text), &got), 3);
+        CHECK_STR(text, "abc");
+        REQUIRE(got >= 0);
+        CHECK(fcntl(got, F_GETFD) & FD_CLOEXEC);
         CHECK(write(got, "x", 1) == 1 && read(pipe_fds[0], text, 1) == 1 && text[0] == 'x');
         close_fd(got);
         close_fd(pipe_fds[0]);
+        CHECK_INT(write(pair[0], "d", 1), 1);
+        CHECK_INT(recv_with_fd(pair[1], text, sizeof(text), &got), 1);
+        CHECK_INT(got, -1); /* a plain byte */
         CHECK_INT(send_with_fd(pair[0], "abc", 3, -1), -EBADF);
+        CHECK_INT(shutdown(pair[0], SHUT_WR), 0);
+        CHECK_INT(recv_with_fd(pair[1], text, sizeof(text), &got), 0);
         close_fd(pair[1]);
         CHECK_INT(send_with_fd(pair[0], "abc", 3, 0), -EPIPE); /* without a signal */
         close_fd(pair[0]);
+}
+
+static int count_fds(void) {
+        int n = 0;
+
+        for (int fd = 0; fd < 256; fd++)
+                n += fcntl(fd, F_GETFD) >= 0;
+        return n;
+}
+
+/* Somebody sends more descriptors than there should be: more than one, and more than there is room for. */
+static void test_extra_descriptors_are_closed(void) {
+        int pair[2], got = -1;
+        char byte;
+
+        REQUIRE(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+        for (int n = 2; n <= 16; n *= 2) {
+                union {
+                        char bytes[CMSG_SPACE(16 * sizeof(int))];
+                        struct cmsghdr align;
+                } control = {{0}};
+                struct iovec iov = {.iov_base = (char[]){'x'}, .iov_len = 1};
+                struct msghdr message = {
+                        .msg_iov = &iov,
+                        .msg_iovlen = 1,
+                        .msg_control = control.bytes,
+                        .msg_controllen = CMSG_SPACE((size_t) n * sizeof(int)),
+                };
+                struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+                int fds[16] = {0}, before = count_fds();
+
+                *c = (struct cmsghdr){
+                        .cmsg_len = CMSG_LEN((size_t) n * sizeof(int)),
+                        .cmsg_level = SOL_SOCKET,
+                        .cmsg_type = SCM_RIGHTS,
+                };
+                memcpy(CMSG_DATA(c), fds, (size_t) n * sizeof(int));
+                REQUIRE(sendmsg(pair[0], &message, 0) == 1);
+                CHECK_INT(recv_with_fd(pair[1], &byte, 1, &got), 1);
+                CHECK(got >= 0);
+                CHECK_INT(count_fds(), before + 1);
+                close_fd(got);
+        }
+        close_fd(pair[0]);
+        close_fd(pair[1]);
 }
 
 static void test_folders_are_synced(void) {
@@ -279,6 +319,7 @@ int main(void) {
         RUN(test_long_paths);
         RUN(test_full_backlog);
         RUN(test_a_descriptor_travels);
+        RUN(test_extra_descriptors_are_closed);
         RUN(test_folders_are_synced);
         rm_rf(dir);
         return tap_done();

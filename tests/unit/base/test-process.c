@@ -61,6 +61,27 @@ static void test_run_gathers(void) {
         check_output("cat | wc -c", "0"); /* standard input is empty */
 }
 
+/* More than any pipe holds, to a child that reads it, one that reads it again, and one that does not care. */
+static void test_run_input(void) {
+        _cleanup_buf_ struct buf out = BUF_INIT(100);
+        _cleanup_error_ struct error err = ERROR_INIT;
+        _cleanup_free_ char *input = calloc(1, 3000000);
+        struct op op = op10();
+
+        REQUIRE(input);
+        memset(input, 'x', 3000000);
+        CHECK_INT(process_run_input(SH("wc -c; wc -c < /dev/stdin"), input, 3000000, &op, &out, NULL, &err), 0);
+        CHECK_STR(out.data, "3000000\n3000000\n");
+        buf_clear(&out);
+        CHECK_INT(process_run_input(SH("echo done"), input, 3000000, &op, &out, NULL, &err), 0);
+        CHECK_STR(out.data, "done\n");
+        buf_clear(&out);
+        CHECK_INT(process_run_input(SH("cat; echo end"), "", 0, &op, &out, NULL, &err), 0);
+        CHECK_STR(out.data, "end\n");
+        CHECK(process_run_input(SH("read word; echo bad $word >&2; exit 3"), "input\n", 6, &op, NULL, NULL, &err) < 0);
+        CHECK_STR(error_message(&err), "sh failed with exit code 3: bad input");
+}
+
 static void test_run_limits(void) {
         _cleanup_buf_ struct buf out = BUF_INIT(1000), err_out = BUF_INIT(10);
         _cleanup_error_ struct error err = ERROR_INIT;
@@ -488,6 +509,7 @@ static void test_run_from_many_threads(void) {
 
 int main(void) {
         RUN(test_run_gathers);
+        RUN(test_run_input);
         RUN(test_run_limits);
         RUN(test_run_errors);
         RUN(test_run_deadline);
