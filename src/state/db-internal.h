@@ -11,7 +11,8 @@
  * rows.c: reads and writes rows of any table. A table is described by its columns: what SQL calls them, and where in
  * the struct their values stand. The statements, and how a row is bound, read, copied and cleared, all follow from
  * that. What would be refused when it is read is refused when it is written, so that nobody can write a row that then
- * keeps the daemon from starting. workspace-rows.c and snapshot-rows.c have the two tables and their calls of db.h.
+ * keeps the daemon from starting. workspace-rows.c, snapshot-rows.c and forward-rows.c have the tables and their calls
+ * of db.h.
  *
  * commit.c: makes changes last, those of several callers in one transaction.
  */
@@ -90,7 +91,8 @@ enum db_stmt {
         STMT_PAGES,
         STMT_WORKSPACES, /* and the others of the table */
         STMT_SNAPSHOTS = STMT_WORKSPACES + _ROW_STMT_MAX,
-        _STMT_MAX = STMT_SNAPSHOTS + _ROW_STMT_MAX,
+        STMT_FORWARDS = STMT_SNAPSHOTS + _ROW_STMT_MAX,
+        _STMT_MAX = STMT_FORWARDS + _ROW_STMT_MAX,
 };
 
 struct table {
@@ -103,7 +105,7 @@ struct table {
         /* Says which value of a row another one has already, with -EEXIST. */
         int (*taken)(struct db *db, const void *row, struct error *err);
 };
-extern const struct table db_workspaces, db_snapshots;
+extern const struct table db_workspaces, db_snapshots, db_forwards;
 
 /* Changes rows of the connection, whose lock is held. It may be called again after what it did was undone. */
 typedef int (*change_fn)(struct db *db, const void *arg, struct error *err);

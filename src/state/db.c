@@ -196,6 +196,8 @@ int db_open(const char *path, struct db **ret, struct error *err) {
                 r = prepare_table(db, &db_workspaces, err);
         if (r >= 0)
                 r = prepare_table(db, &db_snapshots, err);
+        if (r >= 0)
+                r = prepare_table(db, &db_forwards, err);
         if (r < 0)
                 return r;
         *ret = TAKE_PTR(db);

@@ -54,7 +54,9 @@ struct ws_row {
         char *base_image;
         unsigned vcpus, memory_mb, disk_gb;
         bool allow_internet;
-        uint32_t address; /* IPv4 in host byte order, from the configured network; unique */
+        bool allow_inter_vm;
+        char *allowed_ports; /* that others may reach, ascending, as text: "80,443"; NULL: none */
+        uint32_t address;    /* IPv4 in host byte order, from the configured network; unique */
         char mac[MAC_LEN + 1];
         char *owner;                    /* id of the client connection that owns it; "" for one of the warm pool */
         bool pooled;                    /* of the warm pool: nobody has it yet */
@@ -62,6 +64,7 @@ struct ws_row {
         char parent[UUID_LEN + 1];      /* snapshot that the disk stands on, "": a base image */
         char memory_base[UUID_LEN + 1]; /* snapshot whose memory file the running machine maps, "": none */
         unsigned slot;                  /* 0 or 1: which of the workspace's two folders its VM is in */
+        uint64_t network_ns;            /* inode of the network namespace that its card is in; 0: user networking */
         char *session;                  /* secret of its agent, as the last configuration gave it; NULL: none yet */
         struct ws_origin origin;
         int64_t created_ms; /* CLOCK_REALTIME */
@@ -149,5 +152,26 @@ struct snap_rows {
 void snap_rows_clear(struct snap_rows *r);
 /* All rows, oldest first. */
 int db_snap_list(struct db *db, struct snap_rows *ret, struct error *err);
+
+/* Ports of the host that lead into workspaces. */
+struct forward_row {
+        char id[UUID_LEN + 1];
+        char workspace[UUID_LEN + 1];
+        unsigned guest_port, host_port; /* unique: the guest's in its workspace, the host's among all */
+        int64_t created_ms;             /* CLOCK_REALTIME */
+};
+
+/* -EEXIST (conflict): one of the ports is taken. */
+int db_forward_insert(struct db *db, const struct forward_row *row, struct error *err);
+int db_forward_delete(struct db *db, const char *id, struct error *err);
+
+struct forward_rows {
+        struct forward_row *v;
+        size_t n;
+};
+void forward_rows_clear(struct forward_rows *r);
+/* All rows, oldest first. */
+int db_forward_list(struct db *db, struct forward_rows *ret, struct error *err);
+
 /* Writes a consistent copy of the database. */
 int db_backup(struct db *db, const char *path, struct error *err);

@@ -103,7 +103,22 @@ static const char schema_2[] = "CREATE TABLE workspaces_2 ("
                                "  CHECK (base_image IS NOT NULL OR workspace = '')"
                                ") STRICT;";
 
-static const char *const migrations_sql[] = {schema_1, schema_2};
+static const char schema_3[] = "ALTER TABLE workspaces ADD COLUMN allow_inter_vm INTEGER NOT NULL DEFAULT 0"
+                               "  CHECK (allow_inter_vm IN (0, 1));"
+                               "ALTER TABLE workspaces ADD COLUMN allowed_ports TEXT;"
+                               "ALTER TABLE workspaces ADD COLUMN network_ns INTEGER NOT NULL DEFAULT 0;"
+
+                               "CREATE TABLE port_forwards ("
+                               "  seq INTEGER PRIMARY KEY,"
+                               "  id TEXT NOT NULL UNIQUE,"
+                               "  workspace TEXT NOT NULL,"
+                               "  guest_port INTEGER NOT NULL CHECK (guest_port BETWEEN 1 AND 65535),"
+                               "  host_port INTEGER NOT NULL UNIQUE CHECK (host_port BETWEEN 1 AND 65535),"
+                               "  created_ms INTEGER NOT NULL,"
+                               "  UNIQUE (workspace, guest_port)"
+                               ") STRICT;";
+
+static const char *const migrations_sql[] = {schema_1, schema_2, schema_3};
 
 const struct migrations db_migrations = {migrations_sql, (unsigned) ARRAY_SIZE(migrations_sql)};
 

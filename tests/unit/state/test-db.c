@@ -20,6 +20,8 @@ static void check_same_row(const struct ws_row *got, const struct ws_row *want) 
         CHECK_INT(got->memory_mb, want->memory_mb);
         CHECK_INT(got->disk_gb, want->disk_gb);
         CHECK_INT(got->allow_internet, want->allow_internet);
+        CHECK_INT(got->allow_inter_vm, want->allow_inter_vm);
+        CHECK_STR(got->allowed_ports, want->allowed_ports);
         CHECK_INT(got->address, want->address);
         CHECK_STR(got->mac, want->mac);
         CHECK_STR(got->owner, want->owner);
@@ -28,6 +30,7 @@ static void check_same_row(const struct ws_row *got, const struct ws_row *want) 
         CHECK_STR(got->parent, want->parent);
         CHECK_STR(got->memory_base, want->memory_base);
         CHECK_INT(got->slot, want->slot);
+        CHECK_INT(got->network_ns, want->network_ns);
         CHECK_STR(got->session, want->session);
         CHECK_STR(got->origin.workspace_id, want->origin.workspace_id);
         CHECK_STR(got->origin.workspace_name, want->origin.workspace_name);
@@ -54,12 +57,15 @@ static void change_all(struct ws_row *row) {
         row->state = WS_RUNNING;
         row->disk_gb = 20;
         row->allow_internet = true;
+        row->allow_inter_vm = true;
+        str_replace(&row->allowed_ports, "80,443");
         str_replace(&row->owner, "0b7f6c1e-0000-4000-8000-000000000002");
         row->pooled = false;
         uuid_new(row->disk);
         snprintf(row->parent, sizeof(row->parent), "%s", PARENT);
         snprintf(row->memory_base, sizeof(row->memory_base), "%s", BASE);
         row->slot = 1;
+        row->network_ns = 4026532000;
         str_replace(&row->session, "c0ffee");
         row->created_ms = 1700000000999;
         row->started_ms = 1700000001000;
@@ -425,6 +431,8 @@ static void test_strange_rows_are_refused(void) {
                 {"slot", "slot = 2"},
                 {"pooled", "pooled = -1"},
                 {"allow_internet", "allow_internet = 2"},
+                {"allow_inter_vm", "allow_inter_vm = 2"},
+                {"allowed_ports", "allowed_ports = ''"},
                 {"vcpus", "vcpus = 4294967296"},
                 {"address", "address = -1"},
                 {"disk", "disk = ''"},

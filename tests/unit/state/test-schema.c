@@ -174,6 +174,7 @@ static void check_migrated(struct db *db) {
                 CHECK_STR(row->memory_base, "");
                 CHECK_INT(row->slot, 0);
                 CHECK(!row->pooled);
+                CHECK(!row->allow_inter_vm && !row->allowed_ports);
                 CHECK(!row->session);
                 CHECK_STR(row->origin.workspace_id, "");
                 CHECK(!row->origin.workspace_name && !row->origin.snapshot_name);
@@ -193,7 +194,7 @@ static void test_version_1_with_rows(void) {
         CHECK_INT(db_open(path, &db, &err), 0);
         REQUIRE(db);
         check_migrated(db);
-        CHECK_INT(ask(path, "PRAGMA user_version"), 2);
+        CHECK_INT(ask(path, "PRAGMA user_version"), 3);
         CHECK_INT(ask(copy, "PRAGMA user_version"), 1);
         CHECK_INT(ask(copy, "SELECT count(*) FROM workspaces"), 2);
 
