@@ -6,10 +6,11 @@ BUILD=${AGENTISO_BUILD:-build}
 IMAGE_DIR=$BUILD/images
 
 PACKAGES_BUILD="gcc g++ meson ninja-build pkg-config python3 libc6-dev libjansson-dev libsqlite3-dev
-  libtomlplusplus-dev libpcre2-dev nettle-dev"
-PACKAGES_RUN="qemu-system-x86 qemu-utils ca-certificates"
+  libtomlplusplus-dev libpcre2-dev nettle-dev libmnl-dev libslirp-dev"
+PACKAGES_RUN="qemu-system-x86 qemu-utils nftables passt ca-certificates"
 PACKAGES_IMAGES="mmdebstrap e2fsprogs kmod lz4 gzip bzip2 zstd xz-utils util-linux uidmap"
-PACKAGES_TEST="python3-pytest git clang libclang-rt-dev clang-format clang-tidy cppcheck shellcheck busybox-static procps"
+PACKAGES_TEST="python3-pytest git clang libclang-rt-dev clang-format clang-tidy cppcheck shellcheck busybox-static procps
+  iproute2"
 
 say() {
   printf '\n== %s\n' "$*"
