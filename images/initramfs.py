@@ -24,6 +24,7 @@ WANTED = (
     ("disk", ("virtio_blk",)),
     ("net", ("virtio_net",)),
     ("rng", ("virtio_rng",)),
+    ("diag", ("inet_diag", "tcp_diag", "udp_diag")),    # only when a machine has connections that are over
 )
 DIRECTORIES = ("dev", "mnt", "modules", "proc", "run", "sys")
 

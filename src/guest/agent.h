@@ -46,6 +46,7 @@ struct agent {
         struct drainer *drainer;
         struct cgroups cgroups;
         atomic_int execs; /* running commands */
+        atomic_int relays;
         struct jobs jobs;
         struct env_store env;
         struct budget inputs; /* input on its way to commands, and what they are given in memory */
@@ -108,6 +109,7 @@ int handle_file_read(struct request *r, struct error *err);
 int handle_file_write(struct request *r, struct error *err);
 int handle_file_edit(struct request *r, struct error *err);
 int handle_file_list(struct request *r, struct error *err);
+int handle_relay(struct request *r, struct error *err);
 int handle_shutdown(struct request *r, struct error *err);
 
 /* Sends {type, ...members}; members is taken (NULL: none). */

@@ -177,7 +177,7 @@ static int parse_network(const json_t *o, struct net_args *ret, struct error *er
                 return invalid(err, "network must be an object, not %s", json_type_name(o));
         if ((r = json_opt_str(o, "mac", &mac, err)) < 0 || (r = json_get_str(o, "address", &address, err)) < 0 ||
             (r = args_opt_range(o, "prefix_len", 1, 32, &prefix, err)) < 0 ||
-            (r = json_opt_str(o, "gateway", &gateway, err)) < 0)
+            (r = json_opt_str(o, "gateway", &gateway, err)) < 0 || (r = json_opt_bool(o, "reset", &n.reset, err)) < 0)
                 return r;
         if (prefix < 0)
                 return invalid(err, "network.prefix_len is missing");
@@ -246,6 +246,18 @@ int configure_args_parse(const json_t *o, struct configure_args *ret, struct err
         if (dns && !json_is_null(dns) && (r = parse_dns(dns, &a, err)) < 0)
                 return r;
         *ret = a;
+        return 0;
+}
+
+int relay_args_parse(const json_t *o, uint16_t *ret_port, struct error *err) {
+        int64_t port = -1;
+        int r = args_opt_range(o, "port", 1, UINT16_MAX, &port, err);
+
+        if (r < 0)
+                return r;
+        if (port < 0)
+                return invalid(err, "port is missing");
+        *ret_port = (uint16_t) port;
         return 0;
 }
 

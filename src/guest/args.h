@@ -63,6 +63,7 @@ struct net_args {
         uint8_t prefix_len;
         bool has_gateway;
         struct in_addr gateway;
+        bool reset; /* what connections there are are over */
 };
 
 struct configure_args {
@@ -90,4 +91,5 @@ int file_edit_args_parse(const json_t *o, struct file_edit_args *ret, struct err
 int file_list_args_parse(const json_t *o, struct file_list_args *ret, struct error *err);
 int mount_root_args_parse(const json_t *o, struct mount_root_args *ret, struct error *err);
 int configure_args_parse(const json_t *o, struct configure_args *ret, struct error *err);
+int relay_args_parse(const json_t *o, uint16_t *ret_port, struct error *err);
 int freeze_args_parse(const json_t *o, struct freeze_args *ret, struct error *err);

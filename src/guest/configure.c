@@ -89,6 +89,7 @@ static int set_names(struct agent *agent, const struct configure_args *a, struct
 struct network {
         struct work work;
         const struct net_args *args;
+        int initramfs_fd;
         int r;
         struct error err;
         pthread_mutex_t lock; /* guards done */
@@ -100,14 +101,14 @@ static void network_main(struct work *work) {
         struct network *n = (struct network *) work; /* its first member */
         struct op op = op_timeout(CARD_MS);
 
-        n->r = net_configure(n->args, &op, &n->err);
+        n->r = net_configure(n->args, n->initramfs_fd, &op, &n->err);
         LOCK(&n->lock);
         n->done = true;
         pthread_cond_signal(&n->changed);
 }
 
 static void network_begin(struct network *n, struct agent *agent, const struct net_args *args) {
-        *n = (struct network){.work = {.run = network_main}, .args = args};
+        *n = (struct network){.work = {.run = network_main}, .args = args, .initramfs_fd = agent->initramfs_fd};
         pthread_mutex_init(&n->lock, NULL);
         cond_init(&n->changed);
         if (workers_run(&agent->request_workers, &n->work) < 0)

@@ -28,6 +28,7 @@ static const struct {
         {WIRE_REQ_FILE_WRITE, handle_file_write, true},
         {WIRE_REQ_FILE_EDIT, handle_file_edit, true},
         {WIRE_REQ_FILE_LIST, handle_file_list, true},
+        {WIRE_REQ_RELAY, handle_relay, false},
         {WIRE_REQ_SHUTDOWN, handle_shutdown, false},
 };
 

@@ -10,6 +10,8 @@
 #include <sys/socket.h>
 
 #include "base/io.h"
+#include "guest/console.h"
+#include "guest/sockets.h"
 #include "guest/uevent.h"
 
 #define ADDRESSES_MAX 64 /* of one card that are removed at once */
@@ -41,16 +43,15 @@ static void put_attribute(struct message *m, uint16_t type, const void *data, si
         m->h.nlmsg_len = (uint32_t) (NLMSG_ALIGN(m->h.nlmsg_len) + RTA_ALIGN(a->rta_len));
 }
 
-/* Asks the kernel and reads its answers, which come at once. each() sees every message of a dump. */
-static int talk(int fd, struct message *m, void (*each)(const struct nlmsghdr *h, void *arg), void *arg) {
+int netlink_ask(int fd, struct nlmsghdr *request, void (*each)(const struct nlmsghdr *h, void *arg), void *arg) {
         _cleanup_free_ char *answer = malloc(ANSWER_MAX);
         struct op op = op_timeout(2000);
 
         if (!answer)
                 return -ENOMEM;
         if (!each)
-                m->h.nlmsg_flags |= NLM_F_ACK;
-        if (send(fd, m, m->h.nlmsg_len, 0) < 0)
+                request->nlmsg_flags |= NLM_F_ACK;
+        if (send(fd, request, request->nlmsg_len, 0) < 0)
                 return -errno;
         for (;;) {
                 int r = wait_fd(fd, POLLIN, &op);
@@ -134,7 +135,7 @@ static int set_link(int fd, unsigned card, const struct net_args *n) {
         m.link.ifi_flags = m.link.ifi_change = IFF_UP;
         if (n->has_mac)
                 put_attribute(&m, IFLA_ADDRESS, n->mac, sizeof(n->mac));
-        return talk(fd, &m, NULL, NULL);
+        return netlink_ask(fd, &m.h, NULL, NULL);
 }
 
 /* ---- addresses ---- */
@@ -179,28 +180,47 @@ static int change_address(int fd, unsigned card, uint16_t type, struct in_addr a
                 struct in_addr broadcast = {.s_addr = address.s_addr | htonl(UINT32_MAX >> prefix_len)};
                 put_attribute(&m, IFA_BROADCAST, &broadcast, sizeof(broadcast));
         }
-        return talk(fd, &m, NULL, NULL);
+        return netlink_ask(fd, &m.h, NULL, NULL);
 }
 
-/* The one it shall have stays if it is there: connections over it go on. */
-static int set_address(int fd, unsigned card, const struct net_args *n) {
-        struct found f = {.card = card};
+/* Takes away all addresses but the one that it shall have: connections over that go on. `reset`: that one, too. What is
+ * gone is left in f. */
+static int remove_addresses(int fd, const struct net_args *n, struct found *f) {
         struct message m;
-        int r;
+        size_t gone = 0;
 
         message_init(&m, RTM_GETADDR, NLM_F_DUMP, sizeof(m.addr));
         m.addr.ifa_family = AF_UNSPEC;
-        r = talk(fd, &m, take_address, &f);
-        if (r == 0 && f.ipv6) /* the workload has turned it on */
-                disable_ipv6(card);
-        for (size_t i = 0; r == 0 && i < f.n; i++) {
-                if (f.list[i].address.s_addr != n->address.s_addr || f.list[i].prefix_len != n->prefix_len)
-                        r = change_address(fd, card, RTM_DELADDR, f.list[i].address, f.list[i].prefix_len);
+        int r = netlink_ask(fd, &m.h, take_address, f);
+        if (r == 0 && f->ipv6) /* the workload has turned it on */
+                disable_ipv6(f->card);
+        for (size_t i = 0; r == 0 && i < f->n; i++) {
+                if (!n->reset && f->list[i].address.s_addr == n->address.s_addr &&
+                    f->list[i].prefix_len == n->prefix_len)
+                        continue;
+                r = change_address(fd, f->card, RTM_DELADDR, f->list[i].address, f->list[i].prefix_len);
                 /* Removing an address takes its secondary ones along. */
                 if (r == -EADDRNOTAVAIL)
                         r = 0;
+                f->list[gone++] = f->list[i];
         }
-        return r < 0 ? r : change_address(fd, card, RTM_NEWADDR, n->address, n->prefix_len);
+        f->n = gone;
+        return r;
+}
+
+/* Without this the programs would wait for their peers for minutes. That is no reason to leave the machine without a
+ * network. */
+static void end_connections(const struct net_args *n, const struct found *gone, int initramfs_fd) {
+        _cleanup_error_ struct error err = ERROR_INIT;
+        struct in_addr local[ADDRESSES_MAX];
+        struct sockets_over over = {.all = n->reset, .local = local};
+        unsigned ended;
+
+        for (size_t i = 0; i < gone->n; i++)
+                if (gone->list[i].address.s_addr != n->address.s_addr) /* with another prefix it is still ours */
+                        local[over.n_local++] = gone->list[i].address;
+        if ((over.all || over.n_local > 0) && sockets_end(&over, initramfs_fd, &ended, &err) < 0)
+                console_say("connections that are over go on: %s", error_message(&err));
 }
 
 static int set_default_route(int fd, unsigned card, const struct net_args *n) {
@@ -214,10 +234,13 @@ static int set_default_route(int fd, unsigned card, const struct net_args *n) {
         m.route.rtm_protocol = n->has_gateway ? RTPROT_STATIC : RTPROT_UNSPEC;
         m.route.rtm_scope = n->has_gateway ? RT_SCOPE_UNIVERSE : RT_SCOPE_NOWHERE;
         m.route.rtm_type = n->has_gateway ? RTN_UNICAST : RTN_UNSPEC;
-        if (n->has_gateway)
+        if (n->has_gateway) {
+                /* The address may have no network around it that holds the gateway. */
+                m.route.rtm_flags = RTNH_F_ONLINK;
                 put_attribute(&m, RTA_GATEWAY, &n->gateway, sizeof(n->gateway));
+        }
         put_attribute(&m, RTA_OIF, &card, sizeof(card));
-        r = talk(fd, &m, NULL, NULL);
+        r = netlink_ask(fd, &m.h, NULL, NULL);
         return r == -ESRCH && !n->has_gateway ? 0 : r;
 }
 
@@ -233,28 +256,47 @@ void net_prepare(void) {
                 prepared = card;
 }
 
-int net_configure(const struct net_args *n, const struct op *op, struct error *err) {
-        _cleanup_close_ int fd = open_rtnetlink();
-        unsigned card = prepared;
-        int r;
+/*
+ * The old address goes before the MAC changes, and the new one comes behind it: so nothing is ever sent with one that
+ * belongs to the other. In between the machine has no address, and what its ended connections still say goes nowhere.
+ */
+static int configure_card(int fd, unsigned card, const struct net_args *n, int initramfs_fd, struct error *err) {
+        struct found gone = {.card = card};
+        int r = remove_addresses(fd, n, &gone);
 
-        if (fd < 0)
-                return error_set_errno(err, fd, "network: cannot talk to the kernel");
-        r = card ? set_link(fd, card, n) : -ENODEV;
-        if (r == -ENODEV) {
-                r = wait_card(&card, op);
-                if (r < 0)
-                        return error_set_errno(err, r, "network: no card");
-                disable_ipv6(card);
-                r = set_link(fd, card, n);
-        }
         if (r < 0)
-                return error_set_errno(err, r, "network: cannot set the MAC address or bring the card up");
-        r = set_address(fd, card, n);
+                return r == -ENODEV ? r : error_set_errno(err, r, "network: cannot take the old address away");
+        end_connections(n, &gone, initramfs_fd);
+        r = set_link(fd, card, n);
+        if (r < 0)
+                return r == -ENODEV
+                               ? r
+                               : error_set_errno(err, r, "network: cannot set the MAC address or bring the card up");
+        r = change_address(fd, card, RTM_NEWADDR, n->address, n->prefix_len);
         if (r < 0)
                 return error_set_errno(err, r, "network: cannot set the address");
         r = set_default_route(fd, card, n);
+        return r < 0 ? error_set_errno(err, r, "network: cannot set the default route") : 0;
+}
+
+int net_configure_card(unsigned card, const struct net_args *n, int initramfs_fd, struct error *err) {
+        _cleanup_close_ int fd = open_rtnetlink();
+
+        if (fd < 0)
+                return error_set_errno(err, fd, "network: cannot talk to the kernel");
+        return configure_card(fd, card, n, initramfs_fd, err);
+}
+
+int net_configure(const struct net_args *n, int initramfs_fd, const struct op *op, struct error *err) {
+        unsigned card = prepared;
+        int r = card ? net_configure_card(card, n, initramfs_fd, err) : -ENODEV;
+
+        if (r != -ENODEV)
+                return r;
+        r = wait_card(&card, op);
         if (r < 0)
-                return error_set_errno(err, r, "network: cannot set the default route");
-        return 0;
+                return error_set_errno(err, r, "network: no card");
+        disable_ipv6(card);
+        r = net_configure_card(card, n, initramfs_fd, err);
+        return r == -ENODEV ? error_set_errno(err, r, "network: the card is gone") : r;
 }

@@ -6,9 +6,10 @@
  *
  * One thread per connection polls the channel, decodes frames and puts them into the queue of their stream; it also
  * writes what could not be written at once. Callers on any thread send and receive on streams with blocking calls
- * under an op. No lock is held while anybody waits. What the peer can make us keep is bounded: WIRE_WINDOW bytes and
- * WIRE_MESSAGES_MAX messages per stream, WIRE_STREAMS_MAX streams. A peer that breaks a stream's bounds loses that
- * stream (closed with an error on both sides); one that breaks framing loses the connection.
+ * under an op. No lock is held while anybody waits. What the peer can make us keep is bounded: WIRE_WINDOW bytes (or
+ * the "window" of the request) and WIRE_MESSAGES_MAX messages per stream, WIRE_STREAMS_MAX streams. A peer that breaks
+ * a stream's bounds loses that stream (closed with an error on both sides); one that breaks framing loses the
+ * connection.
  *
  * When the connection ends, each stream yields what it still holds, then MUX_LOST.
  *
@@ -70,7 +71,8 @@ int mux_hello(struct mux *m, const struct op *op, json_t **ret, struct error *er
 /* A ping over the channel and back: round trip in nanoseconds. */
 int mux_ping(struct mux *m, const struct op *op, int64_t *ret_ns, struct error *err);
 
-/* Opens a stream with a request (borrowed). -EMFILE when WIRE_STREAMS_MAX are open, -ENOTCONN when lost. */
+/* Opens a stream with a request (borrowed), whose "window", if it has one, is the stream's credit in each direction,
+ * WIRE_WINDOW_MIN to WIRE_WINDOW. -EMFILE when WIRE_STREAMS_MAX are open, -ENOTCONN when lost. */
 int mux_open(struct mux *m, json_t *request, const struct op *op, struct mux_stream **ret, struct error *err);
 
 struct mux_stream *mux_stream_ref(struct mux_stream *s);
@@ -114,6 +116,19 @@ int mux_recv(struct mux_stream *s, const struct op *op, struct mux_event *ret);
 bool mux_stream_ready(struct mux_stream *s);
 /* Whether the peer has closed the stream: for a receiver that has reason not to take what waits before MUX_CLOSED. */
 bool mux_stream_closed(struct mux_stream *s);
+/* Whether the stream has ended as it should not: the peer closed it for a reason, or the connection is gone. */
+bool mux_stream_broken(struct mux_stream *s);
+
+/*
+ * For whoever waits for a stream beside other descriptors, in poll(): a descriptor (the stream's own) that becomes
+ * readable when there may be something to receive, or room to send. mux_watch_clear() first, then look at the stream
+ * with mux_stream_ready() and mux_send_room(), then poll.
+ */
+int mux_watch(struct mux_stream *s);
+void mux_watch_clear(struct mux_stream *s);
+/* How many bytes the only sender of this stream can send now, at most WIRE_DATA_CHUNK, without a wait for credit, and
+ * hardly one for the channel. 0: none yet. -EPIPE, -ENOTCONN: none ever. */
+int mux_send_room(struct mux_stream *s);
 
 /* Helpers for one question and one answer. Turns {type:"error"} and a lost connection into err (guest_unreachable for
  * the latter, timeout for a passed deadline); *ret (owned, may be NULL) is the "ok" message. */

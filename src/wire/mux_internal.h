@@ -51,7 +51,7 @@
 
 #define MUX_OUT_DATA_HIGH (256u * 1024u)
 #define MUX_OUT_HIGH (1024u * 1024u)
-#define MUX_ANSWERS_MAX (64u * 1024u)
+#define MUX_ANSWERS_MAX (128u * 1024u)
 #define MUX_MESSAGE_BYTES_MAX (4u * 1024u * 1024u) /* messages that wait on all streams of a connection together */
 #define MUX_HELLO_MAX (64u * 1024u)
 #define MUX_REASON_MAX 4096u /* payload of a WIRE_CLOSE */
@@ -105,6 +105,7 @@ struct mux {
         size_t out_sent;    /* bytes at the front of `out` that are written */
         struct buf answers; /* whole frames that go to `out` when it has room */
         bool credit_due;    /* some stream has credit to return */
+        bool room_wanted;   /* somebody who watches a stream wants to hear of room in `out` */
         bool out_secret;    /* something in `out`, or behind its end, is to be overwritten */
 
         json_t *hello;     /* the peer's */
@@ -130,6 +131,7 @@ struct mux_stream {
         bool got_close;
         struct error close_error; /* the peer's reason, or what the peer did wrong */
 
+        uint32_t window; /* the greatest credit, in each direction */
         uint32_t tx_credit;
         unsigned tx_eof; /* bit per channel */
 
@@ -138,6 +140,9 @@ struct mux_stream {
         bool rx_credit_due;
         unsigned rx_eof;
         deadline_t overslept, grace; /* only for the receiver: the last deadline that got a grace, and its end */
+        int watch_fd;                /* eventfd; -1: nobody watches */
+        bool watch_told;             /* it is readable */
+        bool room_wanted;            /* its watcher waits for room in `out` */
         unsigned messages;           /* in the queue */
         struct buf queue;            /* records */
         size_t queue_taken;          /* bytes at the front of `queue` that were taken */
@@ -220,13 +225,19 @@ void mux_flush_locked(struct mux *m);
 /* mux_stream.c */
 struct mux_stream *stream_find_locked(struct mux *m, uint32_t id);
 /* A stream in the table with one user reference; -EMFILE, -ENOMEM. */
-int stream_new_locked(struct mux *m, uint32_t id, struct mux_stream **ret);
+int stream_new_locked(struct mux *m, uint32_t id, uint32_t window, struct mux_stream **ret);
+/* The credit that a request asks for. The error is for whoever sent it. */
+int stream_window(const json_t *request, uint32_t *ret, struct error *err);
 /* Takes it out of the table. This may free it, so the caller needs a hold on the mux besides the stream's. */
 void stream_remove_locked(struct mux_stream *s);
 /* The connection is over: empties the table. */
 void stream_table_clear_locked(struct mux *m);
 /* Wakes whoever waits for anything of this stream. */
 void stream_wake_locked(struct mux_stream *s);
+/* Wakes whoever receives on this stream, or waits for its credit. */
+void stream_news_locked(struct mux_stream *s);
+/* Tells those that watch a stream and wait for room in `out`. */
+void stream_room_locked(struct mux *m);
 /* Closes it with an error for both sides, because of what the peer sent. What is queued can still be taken. */
 void stream_abort_locked(struct mux_stream *s, const char *why);
 /* The text of a request or hello, in a buffer that is wiped afterwards. */

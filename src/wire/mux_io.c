@@ -62,6 +62,7 @@ static bool is_peers_id(const struct mux *m, uint32_t id) {
 /* The new stream in *ret, or NULL if it was refused. */
 static void open_locked(struct mux *m, const struct frame *f, json_t *request, struct mux_stream **ret) {
         struct mux_stream *known = stream_find_locked(m, f->stream);
+        uint32_t window = WIRE_WINDOW;
         const char *type;
         int r;
 
@@ -82,7 +83,11 @@ static void open_locked(struct mux *m, const struct frame *f, json_t *request, s
                 refuse_locked(m, f->stream, ERROR_INVALID_ARGUMENT, "A request is a JSON object with a \"type\".");
                 return;
         }
-        r = stream_new_locked(m, f->stream, ret);
+        if (stream_window(request, &window, NULL) < 0) {
+                refuse_locked(m, f->stream, ERROR_INVALID_ARGUMENT, "This \"window\" of a request is not possible.");
+                return;
+        }
+        r = stream_new_locked(m, f->stream, window, ret);
         if (r == -EMFILE)
                 refuse_locked(m, f->stream, ERROR_QUOTA_EXCEEDED, "Too many streams are open on this connection.");
         else if (r < 0)

@@ -110,6 +110,8 @@ void mux_flush_locked(struct mux *m) {
         }
         if (wrote && mux_waiting_locked(m) < MUX_OUT_HIGH)
                 pthread_cond_broadcast(&m->cond);
+        if (m->room_wanted && mux_waiting_locked(m) < MUX_OUT_DATA_HIGH)
+                stream_room_locked(m);
 }
 
 int mux_append_locked(struct mux *m, enum wire_kind kind, uint32_t stream, const void *a, size_t a_len, const void *b,

@@ -182,7 +182,7 @@ static const char *take_credit(struct mux_stream *s, const struct frame *f) {
         if (f->payload_len != 4)
                 return "a credit that is no number";
         uint32_t n = (uint32_t) p[0] << 24 | (uint32_t) p[1] << 16 | (uint32_t) p[2] << 8 | p[3];
-        if (n > WIRE_WINDOW - s->tx_credit)
+        if (n > s->window - s->tx_credit)
                 return "more credit than the window";
         s->tx_credit += n;
         return NULL;
@@ -237,7 +237,7 @@ void stream_input_locked(struct mux_stream *s, const struct frame *f) {
         if (wrong)
                 stream_abort_locked(s, wrong);
         else
-                pthread_cond_broadcast(&s->cond);
+                stream_news_locked(s);
 }
 
 /* Receiving */
@@ -271,7 +271,7 @@ static void give_back_locked(struct mux_stream *s, uint32_t n) {
         struct mux *m = s->mux;
 
         s->rx_returned += n;
-        if (s->rx_returned < WIRE_WINDOW / 4)
+        if (s->rx_returned < s->window / 4)
                 return;
         s->rx_credit_due = true;
         m->credit_due = true;
@@ -305,6 +305,11 @@ static bool final_event_locked(struct mux_stream *s, struct mux_event *ret) {
                 return true;
         }
         return false;
+}
+
+bool mux_stream_broken(struct mux_stream *s) {
+        LOCK(&s->mux->lock);
+        return s->mux->lost || error_is_set(&s->close_error);
 }
 
 bool mux_stream_ready(struct mux_stream *s) {

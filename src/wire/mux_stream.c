@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <sys/eventfd.h>
+
 #include "base/json.h"
 #include "wire/mux_internal.h"
 
@@ -13,7 +15,20 @@ struct mux_stream *stream_find_locked(struct mux *m, uint32_t id) {
         return NULL;
 }
 
-int stream_new_locked(struct mux *m, uint32_t id, struct mux_stream **ret) {
+int stream_window(const json_t *request, uint32_t *ret, struct error *err) {
+        int64_t window = WIRE_WINDOW;
+        int r = json_opt_int(request, "window", &window, err);
+
+        if (r < 0)
+                return r;
+        if (window < WIRE_WINDOW_MIN || window > WIRE_WINDOW)
+                return error_set(err, ERROR_INVALID_ARGUMENT, "\"window\" is %lld; it must be %u to %u",
+                                 (long long) window, WIRE_WINDOW_MIN, WIRE_WINDOW);
+        *ret = (uint32_t) window;
+        return 0;
+}
+
+int stream_new_locked(struct mux *m, uint32_t id, uint32_t window, struct mux_stream **ret) {
         struct mux_stream **bucket = bucket_of(m, id);
         struct mux_stream *s;
 
@@ -28,7 +43,8 @@ int stream_new_locked(struct mux *m, uint32_t id, struct mux_stream **ret) {
         s->id = id;
         s->refs = 1;
         s->in_table = true;
-        s->tx_credit = s->rx_credit = WIRE_WINDOW;
+        s->window = s->tx_credit = s->rx_credit = window;
+        s->watch_fd = -1;
         s->queue = BUF_INIT(MUX_QUEUE_MAX);
         cond_init(&s->cond);
         s->next = *bucket;
@@ -44,6 +60,7 @@ static void stream_free(struct mux_stream *s) {
 
         buf_free(&s->queue);
         error_clear(&s->close_error);
+        close_fd(s->watch_fd);
         pthread_cond_destroy(&s->cond);
         free(s);
         mux_hold_drop(m);
@@ -70,9 +87,27 @@ void stream_table_clear_locked(struct mux *m) {
                         stream_remove_locked(m->buckets[i]);
 }
 
-void stream_wake_locked(struct mux_stream *s) {
+void stream_news_locked(struct mux_stream *s) {
         pthread_cond_broadcast(&s->cond);
+        if (s->watch_fd < 0 || s->watch_told)
+                return;
+        s->watch_told = true;
+        (void) eventfd_write(s->watch_fd, 1);
+}
+
+void stream_wake_locked(struct mux_stream *s) {
+        stream_news_locked(s);
         pthread_cond_broadcast(&s->mux->cond); /* a sender may wait there for room */
+}
+
+void stream_room_locked(struct mux *m) {
+        m->room_wanted = false;
+        for (size_t i = 0; i < MUX_BUCKETS; i++)
+                for (struct mux_stream *s = m->buckets[i]; s; s = s->next)
+                        if (s->room_wanted) {
+                                s->room_wanted = false;
+                                stream_news_locked(s);
+                        }
 }
 
 /* Closing */
@@ -152,6 +187,8 @@ void mux_stream_unref(struct mux_stream *s) {
         pthread_mutex_lock(lock);
         if (s->refs == 1) {
                 stream_queue_drop_locked(s);
+                /* The table may keep the stream for as long as the peer keeps silent. */
+                s->watch_fd = close_fd(s->watch_fd);
                 close_locked(s, &BUF_INIT(0));
                 gone = !s->in_table;
         }
@@ -166,17 +203,22 @@ void mux_stream_unref(struct mux_stream *s) {
 
 #define MESSAGE_MAX (WIRE_FRAME_MAX - WIRE_HEADER_LEN)
 
+/* Why nothing can be sent any more, or 0. */
+static int ended_locked(const struct mux_stream *s) {
+        if (s->sent_close || s->got_close)
+                return -EPIPE;
+        return s->mux->lost || s->mux->write_err != 0 ? -ENOTCONN : 0;
+}
+
 /* Waits until a frame may be sent. Lock held. */
 static int sendable_locked(struct waiter *w, size_t mark, bool credit) {
         struct mux_stream *s = w->s;
         struct mux *m = w->m;
-        int r;
 
         for (;;) {
-                if (s->sent_close || s->got_close)
-                        return -EPIPE;
-                if (m->lost || m->write_err != 0)
-                        return -ENOTCONN;
+                int r = ended_locked(s);
+                if (r < 0)
+                        return r;
                 if (credit && s->tx_credit == 0)
                         r = waiter_sleep(w, &s->cond);
                 else if (mux_waiting_locked(m) >= mark)
@@ -199,7 +241,7 @@ static uint32_t next_id_locked(struct mux *m) {
         }
 }
 
-static int open_locked(struct waiter *w, const struct buf *text, struct mux_stream **ret) {
+static int open_locked(struct waiter *w, const struct buf *text, uint32_t window, struct mux_stream **ret) {
         struct mux *m = w->m;
         struct mux_stream *s;
         int r;
@@ -207,7 +249,7 @@ static int open_locked(struct waiter *w, const struct buf *text, struct mux_stre
         r = waiter_room(w, MUX_OUT_HIGH);
         if (r < 0)
                 return r;
-        r = stream_new_locked(m, next_id_locked(m), &s);
+        r = stream_new_locked(m, next_id_locked(m), window, &s);
         if (r < 0)
                 return r;
         r = mux_append_locked(m, WIRE_OPEN, s->id, text->data, text->len, NULL, 0);
@@ -245,16 +287,19 @@ int mux_secret_text(const json_t *msg, size_t max, struct buf *ret) {
 
 int mux_open(struct mux *m, json_t *request, const struct op *op, struct mux_stream **ret, struct error *err) {
         _cleanup_(buf_wipe) struct buf text = {0};
+        uint32_t window = WIRE_WINDOW;
         struct waiter w;
-        int r;
 
+        int r = stream_window(request, &window, err);
+        if (r < 0)
+                return r;
         r = op_check(op);
         if (r == 0)
                 r = mux_secret_text(request, MESSAGE_MAX, &text);
         if (r == 0) {
                 waiter_begin(&w, m, NULL, op);
                 pthread_mutex_lock(&m->lock);
-                r = open_locked(&w, &text, ret);
+                r = open_locked(&w, &text, window, ret);
                 pthread_mutex_unlock(&m->lock);
                 waiter_end(&w);
         }
@@ -323,6 +368,39 @@ static int send_chunk(struct waiter *w, uint8_t channel, const void *data, size_
 bool mux_stream_closed(struct mux_stream *s) {
         LOCK(&s->mux->lock);
         return s->got_close;
+}
+
+int mux_watch(struct mux_stream *s) {
+        LOCK(&s->mux->lock);
+        if (s->watch_fd < 0) {
+                s->watch_fd = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
+                s->watch_told = s->watch_fd >= 0;
+        }
+        return s->watch_fd < 0 ? -errno : s->watch_fd;
+}
+
+void mux_watch_clear(struct mux_stream *s) {
+        eventfd_t count;
+        LOCK(&s->mux->lock);
+
+        if (!s->watch_told)
+                return;
+        (void) eventfd_read(s->watch_fd, &count);
+        s->watch_told = false;
+}
+
+int mux_send_room(struct mux_stream *s) {
+        struct mux *m = s->mux;
+        LOCK(&m->lock);
+
+        int r = ended_locked(s);
+        if (r < 0 || s->tx_credit == 0)
+                return r;
+        if (mux_waiting_locked(m) >= MUX_OUT_DATA_HIGH) {
+                s->room_wanted = m->room_wanted = true;
+                return 0;
+        }
+        return (int) MIN(s->tx_credit, WIRE_DATA_CHUNK);
 }
 
 int mux_send_data(struct mux_stream *s, enum wire_channel ch, const void *data, size_t n, const struct op *op) {

@@ -12,9 +12,10 @@
  *     payload
  *
  * Control payloads are JSON objects with a "type"; bulk data are raw bytes behind one channel byte. Each direction of
- * each stream has a credit of WIRE_WINDOW bytes of bulk data, renewed as the receiver consumes, so that a slow reader
- * of one stream never blocks another. A frame of unknown kind or for an unknown stream is answered or ignored, never
- * a reason to drop the connection; a frame with an impossible length is.
+ * each stream has a credit of WIRE_WINDOW bytes of bulk data, or of as many as the "window" of its WIRE_OPEN says,
+ * renewed as the receiver consumes, so that a slow reader of one stream never blocks another. A frame of unknown kind
+ * or for an unknown stream is answered or ignored, never a reason to drop the connection; a frame with an impossible
+ * length is.
  *
  * The handshake (handshake.h) comes first and again after every loss: a virtio-serial port may drop bytes or keep old
  * ones around the moment that it is opened.
@@ -22,7 +23,7 @@
 
 #include <stdint.h>
 
-#define WIRE_VERSION 3
+#define WIRE_VERSION 4
 #define WIRE_VSOCK_PORT 5000
 #define WIRE_PORT_NAME "agentiso.0"
 
@@ -31,11 +32,20 @@
 /* Most bytes of data in one WIRE_DATA that we send: with its heads it makes 64 KiB, which a virtio-serial port takes in
  * two writes. */
 #define WIRE_DATA_CHUNK (64u * 1024u - WIRE_HEADER_LEN - 1u)
-#define WIRE_FRAME_MS 10000               /* for a guest to send a frame to its end, once it has begun it */
-#define WIRE_WINDOW (512u * 1024u)        /* credit per stream and direction, in bytes of bulk data */
-#define WIRE_STREAMS_MAX 256u             /* open streams per connection */
+#define WIRE_FRAME_MS 10000        /* for a guest to send a frame to its end, once it has begun it */
+#define WIRE_WINDOW (512u * 1024u) /* credit per stream and direction, in bytes of bulk data */
+#define WIRE_WINDOW_MIN 4096u      /* least "window" of a request; WIRE_WINDOW is the greatest */
+#define WIRE_STREAMS_MAX 512u      /* open streams per connection */
+/* Relays at a time. What is left of the streams is for everything else. */
+#define WIRE_RELAYS_MAX 224u
+/*
+ * Credit of a relay. Both sides may have to keep so much for each direction of each: with this, 56 MiB for all relays,
+ * where WIRE_WINDOW would make 224 MiB, which a small guest has not got. It is enough for 250 MB/s at a round trip of
+ * half a millisecond.
+ */
+#define WIRE_RELAY_WINDOW (128u * 1024u)
 #define WIRE_MESSAGES_MAX 64u             /* control messages that may wait on one stream */
-#define WIRE_OUT_MAX (4u * 1024u * 1024u) /* bytes that may wait to be written to the channel */
+#define WIRE_OUT_MAX (6u * 1024u * 1024u) /* bytes that may wait to be written to the channel */
 #define WIRE_JSON_DEPTH_MAX 16u
 
 enum wire_kind {
@@ -74,8 +84,11 @@ enum wire_channel {
  * WIRE_REQ_MOUNT_ROOT {device:"/dev/vda", grow:bool, disk_bytes?} gives the disk its driver, mounts, grows the file
  *                     system, pivots -> ok {already:bool, fs_bytes}. disk_bytes: waits until the disk has so many
  * WIRE_REQ_CONFIGURE  {hostname?, machine_id? (32 hex), realtime_ns?, entropy? (base64), network?{mac?, address,
- *                     prefix_len, gateway?}, dns?[], session?} -> ok {realtime_ns, reseeded:bool}: all that was given
- *                     is in force, or error and why; what was frozen has thawed. realtime_ns: the clock, read last.
+ *                     prefix_len, gateway?, reset:bool?}, dns?[], session?} -> ok {realtime_ns, reseeded:bool}: all
+ *                     that was given is in force, or error and why; what was frozen has thawed. realtime_ns: the clock,
+ *                     read last. gateway: the next hop to everywhere; it need not be in the network of the address.
+ *                     reset: the machine goes on from a saved state, so what connections it had are over: they are
+ *                     ended, but for those within the machine. Without it, those from an address that is taken away.
  *                     session (WIRE_SESSION_LEN hex): from now on the hello of the host must carry it, or all requests
  *                     of that connection but WIRE_REQ_INFO are refused
  * WIRE_REQ_FREEZE     {max_ms} writes back and freezes the file systems that can be -> ok {frozen:bool}; they thaw
@@ -126,6 +139,11 @@ enum wire_channel {
  *                     -> ok {replacements, other_matches}; mode, owner and extended attributes are kept
  * WIRE_REQ_FILE_LIST  {path, recursive:bool, max_entries} -> OUT: one JSON object a line {name, kind, size,
  *                     permissions ("0644"), modified_ms, target?}, EOF, {type:"end", count, truncated}
+ * WIRE_REQ_RELAY      {port, window} a TCP connection to the port on the loopback of the guest, 127.0.0.1 or else ::1
+ *                     -> ok, or not_found when nobody listens there; then its bytes, on IN to the program that listens
+ *                     and on OUT from it. EOF ends one direction. When both have ended the guest closes the stream;
+ *                     also when the program has closed its end and takes no more. A WIRE_CLOSE with a reason means that
+ *                     the connection broke, as a TCP reset does; so does one of the host. At most WIRE_RELAYS_MAX
  * WIRE_REQ_SHUTDOWN   {} -> ok after SIGTERM to all, sync and unmount; then the machine powers off
  */
 #define WIRE_REQ_INFO "info"
@@ -146,6 +164,7 @@ enum wire_channel {
 #define WIRE_REQ_FILE_WRITE "file_write"
 #define WIRE_REQ_FILE_EDIT "file_edit"
 #define WIRE_REQ_FILE_LIST "file_list"
+#define WIRE_REQ_RELAY "relay"
 #define WIRE_REQ_SHUTDOWN "shutdown"
 
 #define WIRE_MSG_OK "ok"

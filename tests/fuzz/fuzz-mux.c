@@ -166,8 +166,8 @@ static void check_accounts(struct world *w) {
                         messages += head.kind == MUX_MSG ? head.len : 0;
                 }
                 if (!s->sent_close)
-                        ASSERT(data + s->rx_credit + s->rx_returned == WIRE_WINDOW);
-                ASSERT(s->tx_credit <= WIRE_WINDOW && s->messages <= WIRE_MESSAGES_MAX);
+                        ASSERT(data + s->rx_credit + s->rx_returned == s->window);
+                ASSERT(s->tx_credit <= s->window && s->messages <= WIRE_MESSAGES_MAX);
         }
         ASSERT(w->m->message_bytes == messages);
         ASSERT(w->m->out.len <= WIRE_OUT_MAX && w->m->n_streams <= WIRE_STREAMS_MAX);

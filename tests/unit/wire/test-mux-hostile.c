@@ -6,6 +6,7 @@
 
 #include "base/io.h"
 #include "base/json.h"
+#include "base/str.h"
 #include "base/thread.h"
 #include "tap.h"
 #include "wire/mux_internal.h"
@@ -443,6 +444,42 @@ static void test_open_refused(void) {
         rig_stop(&g);
 }
 
+/* The window of a request: within its limits, and as binding as the common one. */
+static void test_windows(void) {
+        static const char *const wrong[] = {"0", "4095", "524289", "-1", "\"4096\""};
+        static const char data[1 + WIRE_WINDOW_MIN + 1] = {WIRE_CH_OUT};
+        _cleanup_json_ json_t *request = json_pack("{s:s, s:i}", "type", "x", "window", (int) WIRE_WINDOW_MIN);
+        struct op op = op_timeout(LIMIT_MS);
+        struct mux_stream *s = NULL;
+        struct frame f;
+        struct rig g;
+
+        REQUIRE(rig_start(&g, MUX_GUEST, HELLO));
+        for (unsigned i = 0; i < ARRAY_SIZE(wrong); i++) {
+                _cleanup_free_ char *text = str_printf("{\"type\":\"x\",\"window\":%s}", wrong[i]);
+
+                CHECK(peer_text(&g, WIRE_OPEN, 1 + 2 * i, text));
+                CHECK(peer_expect(&g, WIRE_CLOSE, 1 + 2 * i, &f));
+                CHECK(memmem(f.payload, f.payload_len, "invalid_argument", 16) != NULL);
+        }
+        check_alive(&g);
+        CHECK_INT(g.opened, 0);
+        rig_stop(&g);
+
+        REQUIRE(rig_start(&g, MUX_HOST, HELLO));
+        REQUIRE(mux_open(g.m, request, &op, &s, NULL) == 0);
+        CHECK(peer_expect(&g, WIRE_OPEN, s->id, &f));
+        CHECK(peer_frame(&g, WIRE_DATA, s->id, data, 1 + WIRE_WINDOW_MIN));
+        check_alive(&g);
+        CHECK(peer_frame(&g, WIRE_DATA, s->id, data, 2));
+        check_aborted(&g, s, "more data than its credit allows");
+        CHECK(mux_stream_broken(s));
+        mux_stream_unref(s);
+        (void) json_object_set_new(request, "window", json_integer(WIRE_WINDOW + 1));
+        CHECK_INT(mux_open(g.m, request, &op, &s, NULL), -EINVAL);
+        rig_stop(&g);
+}
+
 static void test_close_reasons(void) {
         static const struct {
                 const char *payload;
@@ -710,6 +747,7 @@ int main(void) {
         RUN(test_broken_stream_frames);
         RUN(test_unknown);
         RUN(test_open_refused);
+        RUN(test_windows);
         RUN(test_close_reasons);
         RUN(test_long_reason);
         RUN(test_gone_in_mid_frame);

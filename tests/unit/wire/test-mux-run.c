@@ -305,7 +305,7 @@ static void test_data_that_look_like_a_handshake(void) {
         struct mux_stream *s = NULL;
         REQUIRE(m && frame_encode(&hello, WIRE_HELLO, 0, HELLO, strlen(HELLO), NULL, 0) == 0);
         pthread_mutex_lock(&m->lock);
-        CHECK_INT(stream_new_locked(m, 1, &s), 0);
+        CHECK_INT(stream_new_locked(m, 1, WIRE_WINDOW, &s), 0);
         pthread_mutex_unlock(&m->lock);
         frame_head(2 * HANDSHAKE_LEN, head);
         CHECK_INT(write(sv[1], hello.data, hello.len), (ssize_t) hello.len);
