@@ -317,9 +317,20 @@ int agent_mount_root_of(struct agent *a, uint64_t disk_bytes, const struct op *o
 static int put_network(json_t *request, const struct agent_identity *id) {
         if (!id->address)
                 return 0;
-        _cleanup_json_ json_t *net = json_pack("{s:s, s:i, s:s*, s:s*}", "address", id->address, "prefix_len",
-                                               (int) id->prefix_len, "mac", id->mac, "gateway", id->gateway);
+        _cleanup_json_ json_t *net =
+                json_pack("{s:s, s:i, s:s*, s:s*, s:b}", "address", id->address, "prefix_len", (int) id->prefix_len,
+                          "mac", id->mac, "gateway", id->gateway, "reset", (int) id->reset);
         return json_put(request, "network", TAKE_PTR(net));
+}
+
+static int put_dns(json_t *request, const struct agent_identity *id) {
+        if (!id->dns)
+                return 0;
+        _cleanup_json_ json_t *list = json_array();
+        for (size_t i = 0; i < id->n_dns; i++)
+                if (json_array_append_new(list, json_string(id->dns[i])) < 0)
+                        return -ENOMEM;
+        return json_put(request, "dns", TAKE_PTR(list));
 }
 
 /* Fresh random bytes for the guest's pool, as base64. */
@@ -426,6 +437,8 @@ int agent_configure(struct agent *a, const struct agent_identity *id, const stru
         if (!request)
                 return error_set_errno(err, ENOMEM, "Failed while %s", doing);
         int r = put_network(request, id);
+        if (r >= 0)
+                r = put_dns(request, id);
         if (r >= 0)
                 r = put_entropy(request);
         if (r < 0)

@@ -43,7 +43,10 @@ struct agent_identity {
         const char *mac;        /* NULL: leave the card alone */
         const char *address;    /* dotted quad */
         unsigned prefix_len;
-        const char *gateway; /* NULL: none */
+        const char *gateway;    /* NULL: none; need not be in the network of the address */
+        bool reset;             /* the machine goes on from a saved state: end what connections it had */
+        const char *const *dns; /* NULL: leave the name servers as they are */
+        size_t n_dns;
         const char *session; /* SESSION_LEN hexadecimal digits; NULL: as it is */
 };
 #define SESSION_LEN 32
@@ -60,6 +63,14 @@ int agent_freeze(struct agent *a, unsigned max_ms, const struct op *op, bool *re
 int agent_thaw(struct agent *a, const struct op *op, struct error *err);
 /* sync(2). */
 int agent_sync(struct agent *a, const struct op *op, struct error *err);
+/*
+ * Relays an accepted TCP connection (borrowed) to a port on the loopback of the guest, until both directions have ended
+ * (0) or op ends. A half-closed connection stays one; a side that is slow makes the other one wait, and nobody else. At
+ * most WIRE_RELAYS_MAX at a time. -ECONNREFUSED: nobody listens there; nothing was read from fd. After other errors
+ * than that, closing fd resets its connection, unless all that was due to it was written. op may go on for ever: a
+ * guest that does not connect within 10 s (-ETIMEDOUT), and a client that breaks the connection (-ECONNRESET), end it.
+ */
+int agent_relay(struct agent *a, uint16_t port, int fd, const struct op *op, struct error *err);
 /* Sync, unmount, power off. The connection is lost soon after. */
 int agent_shutdown(struct agent *a, const struct op *op, struct error *err);
 

@@ -12,7 +12,8 @@
 #define AGENT_MARGIN_MS 10000
 
 struct agent {
-        unsigned refs; /* atomic */
+        unsigned refs;   /* atomic */
+        unsigned relays; /* atomic; under way */
         struct mux *mux;
 };
 

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "network/ranges.h"
 #include "vm/vm_private.h"
 #include "wire/wire.h"
 
@@ -190,22 +191,39 @@ static int last_address(const char *network, unsigned prefix_len, char ret[INET_
 
         if (!network || prefix_len < 8 || prefix_len > 29 || inet_pton(AF_INET, network, &a) != 1)
                 return -EINVAL;
-        a.s_addr = htonl((ntohl(a.s_addr) | (UINT32_MAX >> prefix_len)) - 1);
+        a.s_addr = htonl(range_last_host(ntohl(a.s_addr), prefix_len));
         return inet_ntop(AF_INET, &a, ret, INET_ADDRSTRLEN) ? 0 : -errno;
 }
 
-static int add_network(struct strv *v, const struct vm_spec *spec) {
+static int add_user_network(struct strv *v, const struct vm_spec *spec) {
         char resolver[INET_ADDRSTRLEN];
 
+        int r = last_address(spec->network, spec->prefix_len, resolver);
+        if (r < 0 || str_empty(spec->gateway))
+                return -EINVAL;
+        return strv_addf(v, "user,id=net,restrict=on,ipv6=off,net=%s/%u,host=%s,dns=%s", spec->network,
+                         spec->prefix_len, spec->gateway, resolver);
+}
+
+static int add_netdev(struct strv *v, const struct vm_spec *spec) {
+        switch (spec->net) {
+        case VM_NET_TAP:
+                return strv_addf(v, "tap,id=net,fd=%d", VM_FD_NET);
+        case VM_NET_STREAM:
+                return strv_addf(v, "stream,id=net,server=off,addr.type=fd,addr.str=%d", VM_FD_NET);
+        default:
+                return add_user_network(v, spec);
+        }
+}
+
+static int add_network(struct strv *v, const struct vm_spec *spec) {
         if (spec->net == VM_NET_NONE)
                 return ADD(v, "-nic", "none");
-        int r = last_address(spec->network, spec->prefix_len, resolver);
-        if (r < 0 || str_empty(spec->gateway) || str_empty(spec->mac))
+        if (str_empty(spec->mac))
                 return -EINVAL;
-        r = ADD(v, "-netdev");
+        int r = ADD(v, "-netdev");
         if (r >= 0)
-                r = strv_addf(v, "user,id=net,restrict=on,ipv6=off,net=%s/%u,host=%s,dns=%s", spec->network,
-                              spec->prefix_len, spec->gateway, resolver);
+                r = add_netdev(v, spec);
         if (r >= 0)
                 r = ADD(v, "-device");
         return r < 0 ? r : strv_addf(v, "virtio-net-device,id=net0,netdev=net,mac=%s", spec->mac);

@@ -78,6 +78,24 @@ static int read_version(const struct op *op, struct platform *p, struct error *e
         return p->qemu_version ? 0 : error_set_errno(err, ENOMEM, "Cannot look for QEMU");
 }
 
+static bool version_of(const char *text, unsigned long *ret_major, unsigned long *ret_minor) {
+        char *dot, *end;
+
+        *ret_major = strtoul(text, &dot, 10);
+        if (dot == text || *dot != '.')
+                return false;
+        *ret_minor = strtoul(dot + 1, &end, 10);
+        return end > dot + 1;
+}
+
+bool platform_has_stream(const struct platform *p) {
+        unsigned long major, minor, first_major, first_minor;
+
+        return version_of(PLATFORM_STREAM_QEMU, &first_major, &first_minor) &&
+               version_of(p->qemu_version, &major, &minor) &&
+               (major > first_major || (major == first_major && minor >= first_minor));
+}
+
 static int find_boot_file(const char *image_dir, const char *name, const char *what, char **ret, struct error *err) {
         _cleanup_free_ char *path = str_printf("%s/boot/%s", image_dir, name);
 

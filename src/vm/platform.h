@@ -17,6 +17,7 @@
 #include "base/error.h"
 
 #define PROBE_KVM_MS 3000
+#define PLATFORM_STREAM_QEMU "7.2" /* the first with `-netdev stream` */
 
 enum accel { ACCEL_AUTO, ACCEL_KVM, ACCEL_TCG };
 const char *accel_name(enum accel a);
@@ -31,6 +32,8 @@ struct platform {
         unsigned tsc_khz;   /* frequency of the host's time stamp counter; 0: unknown */
 };
 void platform_clear(struct platform *p);
+/* Whether its QEMU can give a machine's frames to another process by a socket (`-netdev stream`). */
+bool platform_has_stream(const struct platform *p);
 #define _cleanup_platform_ _cleanup_(platform_clear)
 
 struct platform_args {

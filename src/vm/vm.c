@@ -55,6 +55,8 @@ static void qmp_event(void *arg, const char *name, const json_t *data) {
         } else if (str_eq(name, "SHUTDOWN") && (str_eq(reason, "guest-reset") || str_eq(reason, "guest-panic"))) {
                 LOCK(&vm->lock);
                 vm->guest_reset = true;
+        } else if (str_eq(name, "NETDEV_STREAM_DISCONNECTED")) {
+                log_warn("A VM goes on without a network: what its card was connected to has ended", "vm", vm->id);
         } else if (str_eq(name, "BLOCK_IO_ERROR")) {
                 /* Its default is to pause for want of room, and to tell the guest of any other error. */
                 const char *action = NULL;
@@ -246,14 +248,17 @@ static int spawn_qemu(const struct platform *p, const struct vm_spec *spec, cons
         int r = vm_argv(p, spec, &argv);
         if (r < 0)
                 return error_set_errno(err, r, "Cannot make the arguments of QEMU for %s", spec->id);
-        struct fd_map fds[2 + ARRAY_SIZE(socket_fds)] = {{.from = said, .to = 1}, {.from = said, .to = 2}};
+        struct fd_map fds[3 + ARRAY_SIZE(socket_fds)] = {{.from = said, .to = 1}, {.from = said, .to = 2}};
+        size_t n = 2;
         for (size_t i = 0; i < ARRAY_SIZE(socket_fds); i++)
-                fds[2 + i] = (struct fd_map){.from = s->listen[i], .to = socket_fds[i]};
+                fds[n++] = (struct fd_map){.from = s->listen[i], .to = socket_fds[i]};
+        if (spec->net == VM_NET_TAP || spec->net == VM_NET_STREAM)
+                fds[n++] = (struct fd_map){.from = spec->net_fd, .to = VM_FD_NET};
         const struct spawn sp = {
                 .argv = argv.v,
                 .env = env,
                 .fds = fds,
-                .n_fds = ARRAY_SIZE(fds),
+                .n_fds = n,
                 .new_session = true,
                 .workdir = "/",
         };

@@ -47,7 +47,9 @@ enum vm_state_kind {
 
 enum vm_net {
         VM_NET_NONE,
-        VM_NET_USER_RESTRICTED, /* a card that reaches nothing: user networking with restrict=on */
+        VM_NET_USER_RESTRICTED, /* a card that reaches nothing: QEMU's user networking with restrict=on */
+        VM_NET_TAP,             /* a card on the tap that the spec has open */
+        VM_NET_STREAM,          /* a card on the socket that the spec has open; platform_has_stream() */
 };
 
 struct vm_spec {
@@ -64,8 +66,10 @@ struct vm_spec {
         const char *disk_path;   /* absolute; NULL: no disk */
         const char *disk_format; /* "qcow2" or "raw" */
         enum vm_net net;
-        const char *mac;     /* these four: unused without a card */
-        const char *network; /* of all workspaces, e.g. "10.99.0.0"; its last address is taken by QEMU's resolver */
+        int net_fd;          /* for VM_NET_TAP and VM_NET_STREAM, at the launch only; it stays the caller's */
+        const char *mac;     /* of the card */
+        const char *network; /* for VM_NET_USER_RESTRICTED, of all workspaces, e.g. "10.99.0.0"; QEMU's resolver has its
+                                last address */
         unsigned prefix_len; /* 8 to 29 */
         const char *gateway; /* e.g. "10.99.0.1" */
 };

@@ -23,6 +23,7 @@
 #define VM_FD_QMP 3
 #define VM_FD_AGENT 4
 #define VM_FD_CONSOLE 5
+#define VM_FD_NET 6
 
 #define VM_STDERR_KEEP (64u * 1024u) /* bytes of stderr kept: one file of this size and an older one */
 /* Free space on the file system of the disk with which a VM that ran out of it goes on. */

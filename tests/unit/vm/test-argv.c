@@ -130,6 +130,41 @@ static void test_kvm_without_disk_and_card(void) {
         CHECK(!value_of(&argv, "-netdev", 0));
 }
 
+static void test_cards_on_descriptors(void) {
+        static const struct {
+                enum vm_net net;
+                const char *netdev;
+        } cards[] = {
+                {VM_NET_TAP, "tap,id=net,fd=6"},
+                {VM_NET_STREAM, "stream,id=net,server=off,addr.type=fd,addr.str=6"},
+        };
+
+        for (size_t i = 0; i < ARRAY_SIZE(cards); i++) {
+                _cleanup_strv_ struct strv argv = {0};
+                struct vm_spec spec = full;
+
+                spec.net = cards[i].net;
+                spec.network = spec.gateway = NULL;
+                REQUIRE(vm_argv(&tcg, &spec, &argv) == 0);
+                CHECK_STR(value_of(&argv, "-netdev", 0), cards[i].netdev);
+        }
+}
+
+static void test_which_qemu_has_streams(void) {
+        static const struct {
+                const char *version;
+                bool has;
+        } all[] = {{"7.2.22", true}, {"7.2", true},  {"8.0.0", true}, {"10.0", true},
+                   {"7.1.9", false}, {"6.2", false}, {"0", false}};
+
+        for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
+                struct platform p = tcg;
+
+                p.qemu_version = (char *) (uintptr_t) all[i].version;
+                CHECK_INT(platform_has_stream(&p), all[i].has);
+        }
+}
+
 static void test_template(void) {
         _cleanup_strv_ struct strv argv = {0};
         struct vm_spec spec = full;
@@ -299,6 +334,8 @@ static void test_wrong_network_is_refused(void) {
 int main(void) {
         RUN(test_full_under_tcg);
         RUN(test_kvm_without_disk_and_card);
+        RUN(test_cards_on_descriptors);
+        RUN(test_which_qemu_has_streams);
         RUN(test_template);
         RUN(test_child_of_a_template);
         RUN(test_fork_of_a_child);
