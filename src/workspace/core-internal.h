@@ -20,9 +20,12 @@
  */
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "base/thread.h"
 #include "base/waiter.h"
+#include "network/forward.h"
+#include "network/network.h"
 #include "vm/state.h"
 #include "workspace/workspace.h"
 
@@ -54,6 +57,7 @@ struct workspace {
         struct vm *vm;     /* owned; written by whoever has the claim, who may read it without the lock */
         unsigned refs;     /* of the registry and of the threads that work on it */
         bool busy;         /* claimed */
+        bool card_unsure;  /* its card may not be on the network: tidy.c */
         bool gone;         /* its row is deleted: only its last users know it any more */
         struct workspace *next;
 };
@@ -87,6 +91,10 @@ struct core {
         pthread_t reaper;
         bool has_reaper;
 
+        atomic_bool has_namespace;        /* network.c: found out before the first machine starts, as the next */
+        atomic_bool has_user_net;         /* each machine has a process of its own for its network (usernet.h) */
+        struct forwards *forwards;        /* forwards.c */
+        struct tidier *tidier;            /* tidy.c */
         struct template_builder *builder; /* template.c */
         struct pool *pool;                /* pool.c */
 
@@ -102,6 +110,10 @@ struct core {
         unsigned n_foreground; /* operations that somebody waits for and that start machines */
         struct owner *owners;
         size_t n_owners;
+        uint64_t policy_wanted, policy_applied; /* generations: core_apply_policy() */
+        bool policy_busy;
+        struct forward_row *forward_rows; /* as the store has them */
+        size_t n_forward_rows;
 };
 
 /* registry.c: finding, claiming, letting go. */
@@ -165,6 +177,78 @@ uint32_t address_capacity(unsigned prefix_len);
 void address_mac(uint32_t address, char ret[MAC_LEN + 1]);
 void address_text(uint32_t address, char ret[16]);
 
+/* network.c: the card of a machine, and what its workspace may do. */
+
+struct ws_policy {
+        bool allow_internet, allow_inter_vm;
+        const char *allowed_ports; /* as in the row; NULL: none */
+};
+/* Waits until it is known whether there is a namespace; core_platform() does that. An error only when the
+ * configuration insists on one that cannot be had. */
+int core_net_wait(struct core *core, const struct op *op, struct error *err);
+/* The platform is known: it decides what there is without a namespace. */
+void core_note_platform(struct core *core, const struct platform *p);
+enum vm_net core_net(const struct core *core);
+/* The other side of a machine's card, for VM_NET_TAP and VM_NET_STREAM, else -1. dir: the machine's folder, which is
+ * there. attached: the tap is on the bridge at once. */
+int core_card(struct core *core, const struct card *card, const char *dir, bool attached, const struct op *op, int *ret,
+              struct error *err);
+/* Whether the guest has a gateway and a name server: not in user networking, unless it may reach the internet. */
+bool core_has_gateway(const struct core *core, const struct ws_row *row);
+/* Puts what the row says in force for the machine in this folder, in user networking; else it is in force already. */
+int core_open_card(struct core *core, const struct ws_row *row, const char *dir, const struct op *op,
+                   struct error *err);
+/* Has taps made for the next workspaces, in the background. */
+void core_expect_cards(struct core *core);
+/* The card of the machine that the workspace has now is on the network in place of that of the former one. */
+void workspace_change_cards(struct workspace *ws);
+/* Puts its card on the network, if it is not there. */
+int workspace_attach_card(struct workspace *ws, const struct op *op, struct error *err);
+/* The way to the internet is there, if there can be one. */
+int core_have_uplink(struct core *core, const struct op *op, struct error *err);
+/* Puts what the rows say in force. */
+int core_apply_policy(struct core *core, const struct op *op, struct error *err);
+bool policy_is_default(const struct ws_row *row);
+bool policy_has_wishes(const struct ws_policy *p);
+/* unsupported: there is no network that could be opened in this way. */
+int core_check_policy(struct core *core, const struct ws_policy *p, const struct op *op, struct error *err);
+/* Changes row and rules of a claimed workspace; on failure both are as before. */
+int workspace_set_policy(struct workspace *ws, const struct ws_policy *p, const struct op *op, struct error *err);
+void core_recover_network(struct core *core, const struct op *op);
+
+/* tidy.c: what is left to be done on the network. */
+
+int tidy_open(struct core *core, struct error *err);
+void tidy_close(struct core *core);
+void core_tidy_soon(struct core *core);
+/* The workspace that has it goes: nobody gets it before its rules and its connections are gone. */
+void core_retire_address(struct core *core, uint32_t address);
+/* How many such addresses there are. */
+size_t core_retired_locked(const struct core *core);
+/* Those, and those of all workspaces, with room for more behind them; owned, NULL: out of memory. */
+uint32_t *core_used_addresses_locked(const struct core *core, size_t room, size_t *ret_n);
+/* What a row says is not what is in force: seen to in the background. */
+void core_policy_changed(struct core *core);
+/* Rules are not in force that should be: of an address that somebody else had, perhaps. */
+bool core_policy_pending(struct core *core);
+
+/* forwards.c */
+
+int core_forwards_open(struct core *core, struct error *err);
+/* Ends all connections; what serves them uses the workspaces. */
+void core_forwards_close(struct core *core);
+/* Listens where rows promise it. */
+void core_recover_forwards(struct core *core);
+/* Whether a row's port is not listened on: somebody else had it. */
+bool core_forwards_wanted(struct core *core);
+/* Tries those again. */
+void core_retry_forwards(struct core *core);
+/* Ends the connections of a workspace whose machine goes; the ports stay. */
+void workspace_cut_forwards(struct workspace *ws);
+bool workspace_has_forwards(struct workspace *ws);
+/* Its rows and ports go. */
+int workspace_drop_forwards(struct workspace *ws, struct error *err);
+
 /* create.c: coming into being, for creates, forks and the pool. */
 
 struct birth {
@@ -172,7 +256,8 @@ struct birth {
         const char *name_prefix; /* e.g. "ws" */
         const char *base_image, *owner;
         unsigned vcpus, memory_mb, disk_gb;
-        bool allow_internet, pooled;
+        struct ws_policy policy;
+        bool pooled;
         const char *parent;             /* snapshot that the disk will stand on; NULL: none */
         const struct ws_origin *origin; /* NULL: no fork */
 };
@@ -186,6 +271,8 @@ void workspace_abandon(struct workspace *ws);
 /* A machine of an image, on a new disk, in the fastest way there is. The workspace was reserved; it is running then. */
 int workspace_build(struct workspace *ws, const struct image *image, const struct op *op, enum ws_start_kind *ret,
                     struct error *err);
+/* Its machine is there: what it may do is put in force, and it is running. */
+int workspace_born(struct workspace *ws, const struct op *op, struct error *err);
 
 /* machine.c: a VM for a workspace, of whatever it begins with. */
 
@@ -205,7 +292,7 @@ void start_files_clear(struct start_files *f);
 struct machine_args {
         const struct start_files *from; /* NULL: boots */
         const char *disk;               /* id of its disk, "": as the row says */
-        unsigned slot;                  /* the folder that it gets */
+        unsigned slot;                  /* the folder that it gets, and the card */
         bool record; /* the row shall have the process as soon as it exists; otherwise *ret says what it should have */
 };
 /* What a row must know of a machine. */
@@ -215,6 +302,7 @@ struct machine {
         struct proc_id proc;
         char disk[UUID_LEN + 1], memory_base[UUID_LEN + 1], session[SESSION_LEN + 1];
         unsigned slot;
+        uint64_t network_ns; /* network_id() of its card; 0: user networking */
 };
 /* Starts QEMU, mounts the root file system, gives the guest its identity. On failure nothing runs. */
 int machine_start(struct workspace *ws, const struct machine_args *args, const struct op *op, struct machine *ret,
@@ -225,8 +313,9 @@ int machine_to_row(const struct machine *m, struct ws_row *row);
 int workspace_attach(struct workspace *ws, const struct proc_id *proc, struct error *err);
 /* What is left of a start after the agent serves, for one that a crash cut short. */
 int workspace_prepare_guest(struct workspace *ws, struct vm *vm, const struct op *op, struct error *err);
-/* Gives a guest that has its identity another name, and the clock and the entropy of now. */
-int workspace_rename_guest(struct workspace *ws, const char *name, const struct op *op, struct error *err);
+/* Gives a guest that has its identity another name, the network of its row, and the clock and the entropy of now. cut:
+ * its connections end. */
+int workspace_rename_guest(struct workspace *ws, const char *name, bool cut, const struct op *op, struct error *err);
 void workspace_set_vm(struct workspace *ws, struct vm *vm);
 /* Puts a disk in order that a freeze left half done, before anything is built on it or a machine starts on it. */
 int workspace_settle_disk(struct workspace *ws, const struct op *op, struct error *err);

@@ -101,6 +101,10 @@ int core_open(const struct core_config *cfg, struct db *db, struct storage *stor
         if (r >= 0)
                 r = snapshots_load(core, err);
         if (r >= 0)
+                r = core_forwards_open(core, err);
+        if (r >= 0)
+                r = tidy_open(core, err);
+        if (r >= 0)
                 r = templates_open(core, err);
         if (r >= 0)
                 r = pool_open(core, err);
@@ -112,6 +116,14 @@ int core_open(const struct core_config *cfg, struct db *db, struct storage *stor
         core->has_reaper = true;
         *ret = TAKE_PTR(core);
         return 0;
+}
+
+bool core_has_machines(struct core *core) {
+        LOCK(&core->lock);
+        for (struct workspace *ws = core->first; ws; ws = ws->next)
+                if (ws->row.state != WS_STOPPED)
+                        return true;
+        return false;
 }
 
 static void stop_reaper(struct core *core) {
@@ -131,6 +143,8 @@ void core_close(struct core *core) {
         templates_close(core); /* wakes the pool */
         pool_close(core);
         stop_reaper(core);
+        tidy_close(core);
+        core_forwards_close(core);
         while (core->first) {
                 struct workspace *ws = core->first;
                 vm_unref(TAKE_PTR(ws->vm));
@@ -152,6 +166,10 @@ void core_close(struct core *core) {
         free(core->default_image);
         free(core->transfer_dir);
         free(core);
+}
+
+void core_forward_bind(const struct core *core, char ret[16]) {
+        address_text(core->cfg.forward_bind, ret);
 }
 
 const struct core_transfer *core_transfer(const struct core *core) {

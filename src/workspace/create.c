@@ -8,6 +8,7 @@
 #include "workspace/core-internal.h"
 
 #define RANDOM_NAME_BYTES 4
+#define ADDRESS_MS 5000 /* for an address to be free again */
 
 int workspace_check_name(const char *name, struct error *err) {
         int r = 0;
@@ -36,18 +37,6 @@ int check_range(const char *what, unsigned value, unsigned min, unsigned max, st
         return r;
 }
 
-/* The one place that says what workspaces cannot have yet for want of a network: guests get a card that reaches
- * nothing. */
-static int check_internet(bool allow_internet, struct error *err) {
-        if (!allow_internet)
-                return 0;
-        int r = error_set(err, ERROR_UNSUPPORTED,
-                          "allow_internet is not possible: this server gives its workspaces no "
-                          "network");
-        error_hint(err, "Leave allow_internet out, and bring files in with file_write.");
-        return r;
-}
-
 static int check_disk(const struct birth *b, const struct image *image, struct error *err) {
         unsigned min_gb = (unsigned) ((image->virtual_bytes + GIB - 1) / GIB);
         min_gb = MAX(min_gb, image->min_disk_gb);
@@ -60,7 +49,8 @@ static int check_disk(const struct birth *b, const struct image *image, struct e
 }
 
 /* *image is filled in. */
-static int check_request(struct core *core, const struct birth *b, struct image *image, struct error *err) {
+static int check_request(struct core *core, const struct birth *b, const struct op *op, struct image *image,
+                         struct error *err) {
         const struct core_limits *limits = &core->cfg.limits;
 
         int r = b->name ? workspace_check_name(b->name, err) : 0;
@@ -71,7 +61,7 @@ static int check_request(struct core *core, const struct birth *b, struct image 
         if (r >= 0)
                 r = check_range("disk_gb", b->disk_gb, 1, limits->max_disk_gb, err);
         if (r >= 0)
-                r = check_internet(b->allow_internet, err);
+                r = core_check_policy(core, &b->policy, op, err);
         if (r >= 0)
                 r = image_find(core->cfg.image_dir, b->base_image, image, err);
         return r < 0 ? r : check_disk(b, image, err);
@@ -104,12 +94,10 @@ static int pick_name_locked(struct core *core, const char *wanted, const char *p
 }
 
 static int pick_address_locked(struct core *core, uint32_t *ret, struct error *err) {
-        _cleanup_free_ uint32_t *used = calloc(core->n_workspaces + 1, sizeof(*used));
+        size_t n = 0;
+        _cleanup_free_ uint32_t *used = core_used_addresses_locked(core, 0, &n);
         if (!used)
                 return error_set_errno(err, ENOMEM, "Cannot make a workspace");
-        size_t n = 0;
-        for (struct workspace *ws = core->first; ws; ws = ws->next)
-                used[n++] = ws->row.address;
         if (address_pick(core->cfg.network, core->cfg.prefix_len, used, n, ret) >= 0)
                 return 0;
         char network[16];
@@ -144,6 +132,8 @@ static int make_row_locked(struct core *core, const struct birth *b, struct ws_r
         if (r >= 0)
                 r = uuid_new(row->disk);
         if (r >= 0)
+                r = str_replace(&row->allowed_ports, b->policy.allowed_ports);
+        if (r >= 0)
                 r = str_replace(&row->base_image, b->base_image);
         if (r >= 0)
                 r = str_replace(&row->owner, b->owner);
@@ -162,7 +152,8 @@ static int make_row_locked(struct core *core, const struct birth *b, struct ws_r
         row->vcpus = b->vcpus;
         row->memory_mb = b->memory_mb;
         row->disk_gb = b->disk_gb;
-        row->allow_internet = b->allow_internet;
+        row->allow_internet = b->policy.allow_internet;
+        row->allow_inter_vm = b->policy.allow_inter_vm;
         row->pooled = b->pooled;
         row->created_ms = realtime_ms();
         return 0;
@@ -173,6 +164,16 @@ static bool is_full(struct core *core) {
         return core->n_workspaces >= core->cfg.limits.max_workspaces;
 }
 
+/* In a small network the last addresses may be those of workspaces that have just gone. */
+static void wait_for_address(struct core *core) {
+        const deadline_t until = deadline_in_ms(ADDRESS_MS);
+        LOCK(&core->lock);
+
+        while (core_retired_locked(core) > 0 && !deadline_passed(until) &&
+               core->n_workspaces + core_retired_locked(core) >= address_capacity(core->cfg.prefix_len))
+                (void) cond_wait_until(&core->changed, &core->lock, until);
+}
+
 int workspace_reserve(struct core *core, const struct birth *b, struct workspace **ret, struct error *err) {
         _cleanup_ws_row_ struct ws_row row = {0}, stored = {0};
         _cleanup_claim_ struct workspace *ws = NULL;
@@ -180,6 +181,7 @@ int workspace_reserve(struct core *core, const struct birth *b, struct workspace
         /* What nobody has yet makes room for what somebody wants. */
         while (!b->pooled && is_full(core) && pool_give_up(core))
                 ;
+        wait_for_address(core);
         {
                 LOCK(&core->lock);
                 int r = make_row_locked(core, b, &row, err);
@@ -194,7 +196,10 @@ int workspace_reserve(struct core *core, const struct birth *b, struct workspace
         }
         int r = db_ws_insert(core->db, &stored, err);
         if (r < 0) {
+                core_retire_address(core, ws->row.address);
                 registry_remove(ws);
+                if (policy_has_wishes(&b->policy)) /* they may be in force by now, with those of others */
+                        core_policy_changed(core);
                 return r;
         }
         if (mkdir(ws->dirs[0], 0700) < 0) {
@@ -202,6 +207,7 @@ int workspace_reserve(struct core *core, const struct birth *b, struct workspace
                 workspace_abandon(ws);
                 return r;
         }
+        core_expect_cards(core);
         *ret = TAKE_PTR(ws);
         return 0;
 }
@@ -284,10 +290,20 @@ int workspace_build(struct workspace *ws, const struct image *image, const struc
         if (r < 0)
                 return r;
         workspace_set_vm(ws, machine.vm);
-        r = op_check(op);
+        return workspace_born(ws, op, err);
+}
+
+int workspace_born(struct workspace *ws, const struct op *op, struct error *err) {
+        int r = op_check(op);
+
         if (r < 0)
                 return error_set_errno(err, r, "The creation was given up");
-        return workspace_move(ws, WS_RUNNING, NULL, err);
+        if (ws->row.allow_internet)
+                r = core_have_uplink(ws->core, op, err);
+        /* Also those of whoever had the address before must be out of force. */
+        if (r >= 0 && (!policy_is_default(&ws->row) || core_policy_pending(ws->core)))
+                r = core_apply_policy(ws->core, op, err);
+        return r < 0 ? r : workspace_move(ws, WS_RUNNING, NULL, err);
 }
 
 /* --- the call --- */
@@ -296,7 +312,7 @@ static int create(struct core *core, const struct birth *b, const struct op *op,
                   enum ws_start_kind *ret_kind, struct error *err) {
         _cleanup_image_ struct image image = {0};
 
-        int r = check_request(core, b, &image, err);
+        int r = check_request(core, b, op, &image, err);
         if (r < 0)
                 return r;
         *ret = pool_take(core, b, &image, op);
@@ -321,7 +337,7 @@ int ws_create(struct core *core, const struct ws_create_args *args, const char *
                 .vcpus = args->vcpus ? args->vcpus : cfg->default_vcpus,
                 .memory_mb = args->memory_mb ? args->memory_mb : cfg->default_memory_mb,
                 .disk_gb = args->disk_gb ? args->disk_gb : cfg->default_disk_gb,
-                .allow_internet = args->allow_internet,
+                .policy.allow_internet = args->allow_internet ? *args->allow_internet : cfg->default_allow_internet,
         };
 
         pool_want(core);

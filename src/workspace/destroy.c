@@ -3,6 +3,8 @@
 #include "base/log.h"
 #include "workspace/core-internal.h"
 
+#define LEAVE_MS 5000 /* for the rules of the network without it */
+
 /* One that nobody has a name for goes by itself, and may be going at this moment. */
 static bool is_to_retire(const struct snapshot *s, const char *workspace) {
         return str_eq(s->row.workspace, workspace) && s->row.state != SNAP_DELETING &&
@@ -28,6 +30,16 @@ static int retire_snapshots(struct workspace *ws, struct error *err) {
         }
 }
 
+/* What does not work now is done before the address can be another's. */
+static void leave_network(struct workspace *ws) {
+        const struct op op = op_timeout(LEAVE_MS);
+        _cleanup_error_ struct error why = ERROR_INIT;
+
+        if (!policy_is_default(&ws->row) && core_apply_policy(ws->core, &op, &why) < 0)
+                log_warn("The rules of the network are not in force yet", "error", error_message(&why));
+        core_retire_address(ws->core, ws->row.address);
+}
+
 int workspace_erase(struct workspace *ws, struct error *err) {
         struct core *core = ws->core;
 
@@ -35,6 +47,10 @@ int workspace_erase(struct workspace *ws, struct error *err) {
         int r = retire_snapshots(ws, err);
         if (r >= 0)
                 r = storage_destroy(core->storage, ws->row.disk, err);
+        if (r < 0)
+                return r;
+        leave_network(ws);
+        r = workspace_drop_forwards(ws, err);
         if (r < 0)
                 return r;
         r = rm_rf(ws->dirs[0]);
@@ -45,6 +61,7 @@ int workspace_erase(struct workspace *ws, struct error *err) {
                 return r;
         error_clear(err); /* a row that is not there is what was wanted */
         registry_remove(ws);
+        core_expect_cards(core);
         snapshots_sweep(core);
         return 0;
 }

@@ -73,12 +73,27 @@ static int start_fork(struct forking *f, struct workspace *ws, struct ws_fork *f
         if (r < 0)
                 return r;
         workspace_set_vm(ws, machine.vm);
-        r = op_check(f->op) < 0 ? error_set_errno(err, op_check(f->op), "The fork was given up") : 0;
-        return r < 0 ? r : workspace_move(ws, WS_RUNNING, NULL, err);
+        return workspace_born(ws, &f->quiet, err);
+}
+
+/* What the source may do at this moment, the fork may, too; nothing, if it is gone. The text is owned by *ret_ports. */
+static struct ws_policy policy_of_source(struct forking *f, char **ret_ports) {
+        LOCK(&f->core->lock);
+        const struct workspace *source = registry_find_locked(f->core, f->origin.workspace_id);
+
+        if (!source || str_replace(ret_ports, source->row.allowed_ports) < 0)
+                return (struct ws_policy){0};
+        return (struct ws_policy){
+                .allow_internet = source->row.allow_internet,
+                .allow_inter_vm = source->row.allow_inter_vm,
+                .allowed_ports = *ret_ports,
+        };
 }
 
 static int make_fork(struct forking *f, struct ws_fork *fork, struct error *err) {
         const int64_t began = monotonic_ns();
+        _cleanup_free_ char *ports = NULL;
+        const struct ws_policy policy = policy_of_source(f, &ports);
         _cleanup_claim_ struct workspace *ws = NULL;
         const struct birth birth = {
                 .name = fork->name,
@@ -88,6 +103,7 @@ static int make_fork(struct forking *f, struct ws_fork *fork, struct error *err)
                 .vcpus = f->row.vcpus,
                 .memory_mb = f->row.memory_mb,
                 .disk_gb = f->row.disk_gb,
+                .policy = policy,
                 .parent = f->snapshot->id,
                 .origin = &f->origin,
         };

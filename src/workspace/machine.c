@@ -12,9 +12,11 @@
 #include <sys/stat.h>
 
 #include "base/file.h"
+#include "network/ranges.h"
 #include "workspace/core-internal.h"
 
 #define MACHINE_ID_LEN 32
+#define ADDRESS_BITS 32u
 
 /* RFC 952 and 1123: letters, digits and inner dashes, a label of at most 63. Anything else becomes a dash. */
 void hostname_of(const char *name, char ret[HOSTNAME_LEN + 1]) {
@@ -49,26 +51,47 @@ void start_files_clear(struct start_files *f) {
 }
 
 int core_platform(struct core *core, const struct op *op, const struct platform **ret, struct error *err) {
+        int r = core_net_wait(core, op, err);
+
+        if (r < 0)
+                return r;
         *ret = core->platform;
-        return core->cfg.get_platform ? core->cfg.get_platform(core->cfg.get_platform_arg, op, ret, err) : 0;
+        r = core->cfg.get_platform ? core->cfg.get_platform(core->cfg.get_platform_arg, op, ret, err) : 0;
+        if (r >= 0)
+                core_note_platform(core, *ret);
+        return r;
 }
 
 /* --- the guest --- */
 
-static int configure(struct workspace *ws, const struct ws_row *row, const char *session, struct agent *agent,
+/*
+ * A guest sends everything to the gateway: its address is in no network, so that it asks nobody else. In the namespace
+ * the gateway is its name server as well, whether it may reach the internet or not: what it may not is refused there,
+ * which a program learns at once. In user networking there is a gateway, and a name server at the end of the network,
+ * while the guest may reach the internet. Without one nothing is reachable, and there is no route.
+ */
+static int configure(struct workspace *ws, const struct ws_row *row, const char *session, bool cut, struct agent *agent,
                      const struct op *op, struct error *err) {
-        char hostname[HOSTNAME_LEN + 1], machine_id[MACHINE_ID_LEN + 1], address[16];
+        const struct core *core = ws->core;
+        const bool has_gateway = core_has_gateway(core, row);
+        char hostname[HOSTNAME_LEN + 1], machine_id[MACHINE_ID_LEN + 1], address[16], gateway[16], names[16];
+        const char *const dns[] = {core->has_namespace ? gateway : names};
 
         hostname_of(row->name, hostname);
         machine_id_of(row->id, machine_id);
         address_text(row->address, address);
+        address_text(address_gateway(core->cfg.network), gateway);
+        address_text(range_last_host(core->cfg.network, core->cfg.prefix_len), names);
         const struct agent_identity identity = {
                 .hostname = hostname,
                 .machine_id = machine_id,
                 .mac = row->mac,
                 .address = address,
-                .prefix_len = ws->core->cfg.prefix_len,
-                .gateway = NULL, /* nothing is reachable: without a route a program learns that at once */
+                .prefix_len = ADDRESS_BITS,
+                .gateway = has_gateway ? gateway : NULL,
+                .dns = dns,
+                .n_dns = has_gateway ? ARRAY_SIZE(dns) : 0,
+                .reset = cut,
                 .session = session,
         };
         int r = agent_configure(agent, &identity, op, err);
@@ -93,7 +116,7 @@ static int prepare_guest(struct workspace *ws, const struct ws_row *row, const s
                         error_prefix(err, "Cannot mount the root file system");
         }
         if (r >= 0)
-                r = configure(ws, row, session, agent, op, err);
+                r = configure(ws, row, session, from->state != VM_STATE_NONE, agent, op, err);
         return r < 0 || !session ? r : vm_set_session(vm, session);
 }
 
@@ -105,7 +128,7 @@ int workspace_prepare_guest(struct workspace *ws, struct vm *vm, const struct op
         return r < 0 ? r : prepare_guest(ws, &row, &unknown, row.session, vm, op, err);
 }
 
-int workspace_rename_guest(struct workspace *ws, const char *name, const struct op *op, struct error *err) {
+int workspace_rename_guest(struct workspace *ws, const char *name, bool cut, const struct op *op, struct error *err) {
         _cleanup_agent_ struct agent *agent = NULL;
         _cleanup_ws_row_ struct ws_row row = {0};
 
@@ -114,7 +137,7 @@ int workspace_rename_guest(struct workspace *ws, const char *name, const struct 
                 r = error_set_errno(err, ENOMEM, "Cannot rename workspace %s", ws->id);
         if (r >= 0)
                 r = vm_agent(ws->vm, op, &agent, err);
-        return r < 0 ? r : configure(ws, &row, NULL, agent, op, err);
+        return r < 0 ? r : configure(ws, &row, NULL, cut, agent, op, err);
 }
 
 /* --- the machine --- */
@@ -151,7 +174,8 @@ static int describe(struct workspace *ws, const char *disk, unsigned slot, struc
                 .memory_mb = d->row.memory_mb,
                 .disk_path = d->disk.path,
                 .disk_format = d->disk.format,
-                .net = VM_NET_USER_RESTRICTED,
+                .net = core_net(ws->core),
+                .net_fd = -1,
                 .mac = d->row.mac,
                 .network = d->network,
                 .prefix_len = cfg->prefix_len,
@@ -173,6 +197,7 @@ int machine_to_row(const struct machine *m, struct ws_row *row) {
         row->has_proc = true;
         row->proc = m->proc;
         row->slot = m->slot;
+        row->network_ns = m->network_ns;
         memcpy(row->disk, m->disk, sizeof(row->disk));
         memcpy(row->memory_base, m->memory_base, sizeof(row->memory_base));
         return str_replace(&row->session, m->session);
@@ -223,14 +248,23 @@ static void add_console(const char *dir, struct error *err) {
         error_set(err, err->code, "%s\nLast lines of the console:\n%s", error_message(err), tail.data);
 }
 
-static int launch(struct workspace *ws, const struct description *d, const struct start_files *from, bool record,
+static int launch(struct workspace *ws, struct description *d, const struct start_files *from, bool record,
                   struct machine *m, const struct op *op, struct error *err) {
         const struct platform *platform = NULL;
+        _cleanup_close_ int net = -1; /* QEMU's alone afterwards: the card goes with it */
         const struct vm_callbacks callbacks = callbacks_of(ws, record);
+        const struct card card = {.address = d->row.address, .slot = m->slot};
+        /* Of two machines of a workspace only one is on the network: workspace_change_cards(). */
+        const bool attached = record || m->slot == d->row.slot;
 
         int r = core_platform(ws->core, op, &platform, err);
+        if (r >= 0)
+                r = core_card(ws->core, &card, d->spec.dir, attached, op, &net, err);
         if (r < 0)
                 return r;
+        d->spec.net = core_net(ws->core);
+        d->spec.net_fd = net;
+        m->network_ns = ws->core->has_namespace ? network_id(ws->core->cfg.net) : 0;
         const struct op start = op_sub(op, from->state == VM_STATE_NONE ? ws->core->cfg.boot_timeout_ms : RESUME_MS);
         ws->recording = m;
         r = vm_launch(platform, &d->spec, &callbacks, &start, &m->vm, err);
@@ -239,6 +273,8 @@ static int launch(struct workspace *ws, const struct description *d, const struc
                 return r;
         m->proc = vm_proc(m->vm);
         r = prepare_guest(ws, &d->row, from, m->session, m->vm, &start, err);
+        if (r >= 0 && attached)
+                r = core_open_card(ws->core, &d->row, d->spec.dir, &start, err);
         if (r < 0) {
                 vm_kill(m->vm);
                 vm_unref(TAKE_PTR(m->vm));

@@ -249,7 +249,7 @@ static int edit_owner(struct ws_row *row, void *arg, struct error *err) {
 
 static bool is_what_is_asked(const struct core_config *cfg, const struct birth *b) {
         return str_eq(b->base_image, cfg->default_image) && b->vcpus == cfg->default_vcpus &&
-               b->memory_mb == cfg->default_memory_mb && b->disk_gb == cfg->default_disk_gb && !b->allow_internet;
+               b->memory_mb == cfg->default_memory_mb && b->disk_gb == cfg->default_disk_gb;
 }
 
 /* One that runs, claimed, and the name that it will have, if that is free. key: of the template that it must come from.
@@ -276,7 +276,10 @@ static struct workspace *claim_ready(struct core *core, const struct birth *b, c
 static int hand_over(struct workspace *ws, struct hand_over *h, const struct op *op, struct error *err) {
         const struct op quick = op_sub(op, TAKE_MS);
 
-        int r = workspace_rename_guest(ws, h->name, &quick, err);
+        const bool changes = policy_has_wishes(&h->birth->policy) || !policy_is_default(&ws->row);
+        int r = changes ? workspace_set_policy(ws, &h->birth->policy, op, err) : 0;
+        if (r >= 0)
+                r = workspace_rename_guest(ws, h->name, false, &quick, err);
         return r < 0 ? r : workspace_change(ws, edit_owner, h, err);
 }
 

@@ -165,9 +165,10 @@ static void recover_snapshots(struct core *core, const struct op *op) {
 static bool is_stale(const struct core *core, const struct ws_row *row) {
         const struct core_config *cfg = &core->cfg;
 
-        return row->pooled && (!core->pool || row->state != WS_RUNNING || row->vcpus != cfg->default_vcpus ||
-                               row->memory_mb != cfg->default_memory_mb || row->disk_gb != cfg->default_disk_gb ||
-                               !str_eq(row->base_image, cfg->default_image));
+        return row->pooled &&
+               (!core->pool || row->state != WS_RUNNING || row->vcpus != cfg->default_vcpus ||
+                row->memory_mb != cfg->default_memory_mb || row->disk_gb != cfg->default_disk_gb ||
+                !str_eq(row->base_image, cfg->default_image) || !policy_is_default(row)); /* it was being handed out */
 }
 
 /* --- what has no row --- */
@@ -327,6 +328,8 @@ int core_recover(struct core *core, const struct op *op, struct error *err) {
                         workspace_abandon(all[i]);
                 workspace_release(all[i]);
         }
+        core_recover_forwards(core);
+        core_recover_network(core, op);
         r = collect_garbage(core, empty && n == 0, err);
         if (r >= 0 && n > 0)
                 log_info("Workspaces recovered", "count", LOG_NUM(n), "ms",

@@ -75,6 +75,9 @@ static void change_over(struct restoring *g) {
                 vm_kill(old);
                 vm_unref(old);
         }
+        if (g->runs)
+                workspace_change_cards(g->ws);
+        workspace_cut_forwards(g->ws); /* what was connected to the old machine */
 }
 
 static void destroy_disk(struct core *core, const char *id) {

@@ -28,6 +28,7 @@ void workspace_kill_vm(struct workspace *ws) {
                 vm_unref(vm);
         } else if (has_proc)
                 end_process(&proc); /* no two QEMUs on one disk, ever */
+        workspace_cut_forwards(ws);
 }
 
 /* The last lines of what QEMU said, or else the guest on its console; short enough to be kept in the row. */

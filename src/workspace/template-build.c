@@ -68,7 +68,7 @@ static void shape_of(struct core *core, unsigned vcpus, unsigned memory_mb, stru
                 .memory_mb = memory_mb,
                 .disk_path = "-",
                 .disk_format = "raw",
-                .net = VM_NET_USER_RESTRICTED,
+                .net = core_net(core),
                 .mac = s->mac,
                 .network = s->network,
                 .prefix_len = core->cfg.prefix_len,
@@ -217,6 +217,19 @@ static void end_machine(struct building *b) {
         (void) rm_rf(b->vm_dir);
 }
 
+/* Its card is on no network. */
+static int launch(struct building *b, const struct op *op, struct error *err) {
+        const struct card card = {.address = b->core->cfg.network + TEMPLATE_ADDRESS};
+        struct vm_spec *spec = &b->shape.spec;
+        _cleanup_close_ int fd = -1;
+
+        int r = core_card(b->core, &card, b->vm_dir, false, op, &fd, err);
+        if (r < 0)
+                return r;
+        spec->net_fd = fd;
+        return vm_launch(b->platform, spec, NULL, op, &b->vm, err);
+}
+
 static int build_for_any_disk(struct building *b, struct error *err) {
         struct vm_spec *spec = &b->shape.spec;
         const struct op boot = op_sub(b->op, b->core->cfg.boot_timeout_ms);
@@ -227,7 +240,7 @@ static int build_for_any_disk(struct building *b, struct error *err) {
         spec->disk_path = b->scratch;
         spec->memory = VM_MEMORY_SHARED;
         spec->memory_path = b->memory;
-        r = vm_launch(b->platform, spec, NULL, &boot, &b->vm, err);
+        r = launch(b, &boot, err);
         if (r >= 0)
                 r = vm_save_template(b->vm, b->state, b->op, err);
         if (r < 0)
@@ -294,7 +307,7 @@ static int build_of_image(struct building *b, struct snapshot *from, struct erro
         spec->memory_path = files.memory_path;
         spec->state = files.state;
         spec->state_path = files.state_path;
-        r = vm_launch(b->platform, spec, NULL, &resume, &b->vm, err);
+        r = launch(b, &resume, err);
         if (r >= 0)
                 r = settle_image(b, err);
         if (r >= 0)

@@ -52,6 +52,9 @@ struct core_config {
         uint64_t reserve_bytes;   /* that must stay free where the snapshots are */
         uint32_t network;         /* IPv4 network of the workspaces, host byte order, e.g. 10.99.0.0 */
         unsigned prefix_len;      /* e.g. 16 */
+        struct network *net;      /* borrowed; NULL: machines get a card that reaches nothing */
+        uint32_t forward_bind;    /* IPv4 address of the host, host byte order, that port forwards listen on */
+        bool default_allow_internet;
         int64_t boot_timeout_ms;
         /* Gives the platform when a VM is to be started, waiting under op while it is still being found out, or the
          * error that says what is missing. NULL: the platform passed to core_open() is used. */
@@ -65,6 +68,8 @@ int core_open(const struct core_config *cfg, struct db *db, struct storage *stor
 /* Finishes or undoes what a crash left half done, re-attaches running VMs, removes what has no row. Call once, before
  * serving. */
 int core_recover(struct core *core, const struct op *op, struct error *err);
+/* Whether any machine runs, or may run. */
+bool core_has_machines(struct core *core);
 /* Lets go of all VMs without stopping them. */
 void core_close(struct core *core);
 DEFINE_CLEANUP(struct core *, core_close)
@@ -99,7 +104,7 @@ struct ws_create_args {
         const char *name;       /* NULL: ws- and 8 hexadecimal digits */
         const char *base_image; /* NULL and 0: the configured defaults */
         unsigned vcpus, memory_mb, disk_gb;
-        bool allow_internet;
+        const bool *allow_internet; /* NULL: the configured default */
 };
 
 /* What a machine was made of. */
@@ -207,6 +212,32 @@ void ws_forks_clear(struct ws_forks *f);
  * or all of them fail, each with its own error. Cancelled: none of them is left. */
 int ws_fork(struct core *core, const char *ref, const struct ws_fork_args *args, const char *owner, const struct op *op,
             struct ws_forks *ret, struct error *err);
+
+/*
+ * The network (network.c, forwards.c).
+ */
+struct ws_policy_change {
+        const bool *allow_internet, *allow_inter_vm; /* NULL: as it is */
+        const char *allowed_ports;                   /* policy.h; NULL: as it is */
+};
+/* In force when it returns; otherwise nothing has changed. */
+int ws_set_policy(struct core *core, const char *ref, const struct ws_policy_change *change, const struct op *op,
+                  struct ws_view *ret, struct error *err);
+
+#define WS_FORWARDS_MAX 64u /* of a workspace */
+struct ws_forward {
+        uint16_t guest_port, host_port;
+        bool listening; /* false: somebody else has the host port for now */
+};
+/* host_port 0: one that is free. conflict: the host port is taken, or the guest's is forwarded already. */
+int ws_forward_add(struct core *core, const char *ref, uint16_t guest_port, uint16_t host_port, const struct op *op,
+                   struct ws_forward *ret, struct error *err);
+int ws_forward_remove(struct core *core, const char *ref, uint16_t guest_port, const struct op *op,
+                      struct ws_forward *ret, struct error *err);
+/* Of a workspace, oldest first; the array is the caller's to free. */
+int ws_forward_list(struct core *core, const char *ref, struct ws_forward **ret, size_t *ret_n, struct error *err);
+/* The address that they listen on, dotted quad. */
+void core_forward_bind(const struct core *core, char ret[16]);
 
 /* Templates (template.c), as `agentiso status` and `agentiso image warm` show them. */
 struct core_template {

@@ -34,6 +34,7 @@ static void test_refused_arguments(void) {
         memset(long_name, 'a', sizeof(long_name));
         long_name[129] = '\0';
         static const char uuid[] = "3d1d9e8a-58b1-4e1c-9a4f-0f2d8a7c1e55";
+        static const bool yes = true;
         const struct {
                 struct ws_create_args args;
                 enum error_code code;
@@ -49,7 +50,7 @@ static void test_refused_arguments(void) {
                 {{.memory_mb = 9000}, ERROR_QUOTA_EXCEEDED, "memory_mb 9000", "8192 or less"},
                 {{.disk_gb = 101}, ERROR_QUOTA_EXCEEDED, "disk_gb 101", "100 or less"},
                 {{.disk_gb = 1}, ERROR_INVALID_ARGUMENT, "disk_gb 1", "disk_gb 2 or more"},
-                {{.allow_internet = true}, ERROR_UNSUPPORTED, "allow_internet", "Leave allow_internet out"},
+                {{.allow_internet = &yes}, ERROR_UNSUPPORTED, "no network", "agentiso check"},
                 {{.base_image = "tinny"}, ERROR_NOT_FOUND, "tinny", "Did you mean tiny?"},
                 {{.base_image = "../../etc"}, ERROR_INVALID_ARGUMENT, "../../etc", NULL},
         };
