@@ -13,6 +13,7 @@
 #include <sys/vfs.h>
 
 #include "base/file.h"
+#include "base/log.h"
 #include "base/process.h"
 #include "base/str.h"
 #include "cli/cli.h"
@@ -227,6 +228,47 @@ static void check_userns(const struct config *cfg, struct finding *f) {
         fix(f, "%ssysctl -w %s", sudo(), userns_setting());
 }
 
+/* Tries it: in a folder of its own, so that a daemon that runs is not touched. */
+static void check_network(const struct config *cfg, struct finding *f) {
+        char dir[] = "/tmp/agentiso-check-XXXXXX";
+        const struct op op = op_timeout(RUN_MS);
+        _cleanup_error_ struct error err = ERROR_INIT;
+        _cleanup_free_ char *program = NULL;
+        struct network_config net = {.dir = dir, .user_only = str_eq(cfg->network_mode, "user")};
+        struct network *network = NULL;
+
+        log_setup(LOG_ERROR, STDERR_FILENO); /* what goes wrong is in the finding */
+        config_network(cfg, &net.network, &net.prefix_len);
+        if (!mkdtemp(dir) || self_path(&program) < 0) {
+                found(f, FINDING_WARN, "cannot try it: %s", strerror(errno));
+                return;
+        }
+        net.program = program;
+        if (network_open(&net, &network, &err) >= 0) {
+                network_why(network, &op, &err);
+                network_close(network, true);
+        }
+        (void) rm_rf(dir);
+        if (!error_is_set(&err)) {
+                found(f, FINDING_OK, "a private network of bridge, taps and packet filter can be made");
+                return;
+        }
+        /* What would mend it is said where it is missing: nftables, /dev/net/tun, user namespaces. */
+        found(f, FINDING_WARN, "workspaces get user networking: %s", error_message(&err));
+}
+
+static void check_nft(const struct config *cfg, struct finding *f) {
+        check_program(f, "nft", "nftables");
+        if (f->status == FINDING_FAIL)
+                f->status = FINDING_WARN;
+}
+
+static void check_pasta(const struct config *cfg, struct finding *f) {
+        check_program(f, "pasta", "passt");
+        if (f->status == FINDING_FAIL)
+                f->status = FINDING_WARN;
+}
+
 /* The cgroup of this process below /sys/fs/cgroup; NULL when it has none in the second hierarchy. */
 static char *own_cgroup(void) {
         _cleanup_free_ char *text = NULL;
@@ -344,6 +386,9 @@ const struct check checks[] = {
         {"/dev/vhost-vsock", check_vsock},
         {"/dev/net/tun", check_tun},
         {"user namespaces", check_userns},
+        {"nftables", check_nft},
+        {"network", check_network},
+        {"internet", check_pasta},
         {"cgroup v2", check_cgroup},
         {"open files", check_fds},
         {"daemon", check_daemon},

@@ -7,7 +7,7 @@
 #include "cli/cli.h"
 
 static const struct command *const commands[] = {
-        &cmd_serve, &cmd_daemon, &cmd_check, &cmd_status, &cmd_logs, &cmd_stop, &cmd_image, &cmd_mcp_config,
+        &cmd_serve, &cmd_daemon, &cmd_check, &cmd_status, &cmd_logs, &cmd_stop, &cmd_image, &cmd_mcp_config, &cmd_netns,
 };
 
 static int print_help(void) {

@@ -40,7 +40,8 @@ static int check_qemu(const char *value, struct error *err) {
         return 0;
 }
 
-static int parse_cidr(const char *value, uint32_t *ret_network, unsigned *ret_prefix_len) {
+static int parse_cidr(const char *value, unsigned prefix_min, unsigned prefix_max, uint32_t *ret_network,
+                      unsigned *ret_prefix_len) {
         char address[INET_ADDRSTRLEN];
         const char *slash = strchr(value, '/');
         uint64_t prefix_len;
@@ -50,9 +51,9 @@ static int parse_cidr(const char *value, uint32_t *ret_network, unsigned *ret_pr
                 return -EINVAL;
         memcpy(address, value, (size_t) (slash - value));
         address[slash - value] = 0;
-        if (inet_pton(AF_INET, address, &in) != 1 || prefix_len < PREFIX_LEN_MIN || prefix_len > PREFIX_LEN_MAX)
+        if (inet_pton(AF_INET, address, &in) != 1 || prefix_len < prefix_min || prefix_len > prefix_max)
                 return -EINVAL;
-        uint32_t host_mask = UINT32_MAX >> prefix_len;
+        uint32_t host_mask = prefix_len == 32 ? 0 : UINT32_MAX >> prefix_len;
         if (ntohl(in.s_addr) & host_mask)
                 return -EINVAL;
         *ret_network = ntohl(in.s_addr);
@@ -64,18 +65,59 @@ static int check_cidr(const char *value, struct error *err) {
         uint32_t network;
         unsigned prefix_len;
 
-        if (parse_cidr(value, &network, &prefix_len) < 0)
+        if (parse_cidr(value, PREFIX_LEN_MIN, PREFIX_LEN_MAX, &network, &prefix_len) < 0)
                 return error_set(err, ERROR_INVALID_ARGUMENT,
                                  "'%s' is no IPv4 network such as 10.99.0.0/16 (prefix %u to %u, host bits zero)",
                                  value, PREFIX_LEN_MIN, PREFIX_LEN_MAX);
         return 0;
 }
 
+/* "10.1.0.0/16, 192.168.7.5/32": at most `max` of them. ret NULL: only counts. */
+static int parse_ranges(const char *value, struct network_range *ret, size_t max, size_t *ret_n, struct error *err) {
+        _cleanup_free_ char *copy = strdup(value);
+        char *rest = NULL;
+        size_t n = 0;
+
+        if (!copy)
+                return -ENOMEM;
+        for (char *word = strtok_r(copy, ", ", &rest); word; word = strtok_r(NULL, ", ", &rest)) {
+                struct network_range range;
+
+                if (parse_cidr(word, 1, 32, &range.network, &range.prefix_len) < 0)
+                        return error_set(err, ERROR_INVALID_ARGUMENT,
+                                         "'%s' is no IPv4 network such as 10.1.0.0/16 (host bits zero)", word);
+                if (n == max)
+                        return error_set(err, ERROR_INVALID_ARGUMENT, "there are more than %zu networks", max);
+                if (ret)
+                        ret[n] = range;
+                n++;
+        }
+        *ret_n = n;
+        return 0;
+}
+
+static int check_ranges(const char *value, struct error *err) {
+        size_t n;
+
+        return parse_ranges(value, NULL, NETWORK_EXCEPTIONS_MAX, &n, err);
+}
+
+static int check_address(const char *value, struct error *err) {
+        struct in_addr in;
+
+        if (inet_pton(AF_INET, value, &in) != 1)
+                return error_set(err, ERROR_INVALID_ARGUMENT, "'%s' is no IPv4 address", value);
+        return 0;
+}
+
 static const char *const log_levels[] = {"debug", "info", "warn", "error", NULL};
 static const char *const accels[] = {"auto", "kvm", "tcg", NULL};
+static const char *const network_modes[] = {"auto", "namespace", "user", NULL};
 
 #define STRING(key, field, def, ...) \
         { .name = key, .is_string = true, .offset = offsetof(struct config, field), .default_string = def, __VA_ARGS__ }
+#define BOOLEAN(key, field, def) \
+        { .name = key, .is_boolean = true, .offset = offsetof(struct config, field), .default_integer = def, .max = 1 }
 #define INTEGER(key, field, def, lowest, highest)                                                               \
         {                                                                                                       \
                 .name = key, .offset = offsetof(struct config, field), .default_integer = def, .min = (lowest), \
@@ -91,6 +133,7 @@ static const struct config_key keys[] = {
         INTEGER("defaults.vcpus", default_vcpus, 2, 1, 64),
         INTEGER("defaults.memory_mb", default_memory_mb, 512, 128, 1048576),
         INTEGER("defaults.disk_gb", default_disk_gb, 10, 1, 65536),
+        BOOLEAN("defaults.allow_internet", default_allow_internet, false),
         INTEGER("limits.vcpus", max_vcpus, 8, 1, 64),
         INTEGER("limits.memory_mb", max_memory_mb, 8192, 128, 1048576),
         INTEGER("limits.disk_gb", max_disk_gb, 100, 1, 65536),
@@ -105,7 +148,10 @@ static const struct config_key keys[] = {
         INTEGER("pool.size", pool_size, 2, 0, 100),
         INTEGER("pool.memory_mb", pool_memory_mb, 2048, 0, 1048576),
         INTEGER("pool.min_free_mb", pool_min_free_mb, 1024, 0, 1048576),
+        STRING("network.mode", network_mode, "auto", .choices = network_modes),
         STRING("network.cidr", network_cidr, "10.99.0.0/16", .check = check_cidr),
+        STRING("network.allow_private", network_allow_private, "", .check = check_ranges),
+        STRING("network.bind", network_bind, "127.0.0.1", .check = check_address),
 };
 
 static const char *const tables[] = {"paths",   "log",       "defaults", "limits", "vm",
@@ -209,6 +255,13 @@ static int set_value(struct config *c, const struct config_key *key, json_t *val
                 if (strlen(json_string_value(value)) != json_string_length(value))
                         return wrongf(src, key->name, err, "'%s' contains a NUL character", key->name);
                 return set_string(c, key, json_string_value(value), src, err);
+        }
+        if (key->is_boolean) {
+                if (!json_is_boolean(value))
+                        return wrongf(src, key->name, err, "'%s' must be true or false, not %s", key->name,
+                                      json_type_name(value));
+                *integer_field(c, key) = json_is_true(value);
+                return 0;
         }
         if (!json_is_integer(value))
                 return wrongf(src, key->name, err, "'%s' must be an integer, not %s", key->name, json_type_name(value));
@@ -421,5 +474,19 @@ char *config_socket_path(const struct config *c) {
 void config_network(const struct config *c, uint32_t *ret_network, unsigned *ret_prefix_len) {
         *ret_network = 0;
         *ret_prefix_len = PREFIX_LEN_MAX;
-        (void) parse_cidr(c->network_cidr, ret_network, ret_prefix_len);
+        (void) parse_cidr(c->network_cidr, PREFIX_LEN_MIN, PREFIX_LEN_MAX, ret_network, ret_prefix_len);
+}
+
+size_t config_exceptions(const struct config *c, struct network_range ret[NETWORK_EXCEPTIONS_MAX]) {
+        size_t n = 0;
+
+        (void) parse_ranges(c->network_allow_private, ret, NETWORK_EXCEPTIONS_MAX, &n, NULL);
+        return n;
+}
+
+uint32_t config_bind(const struct config *c) {
+        struct in_addr in = {0};
+
+        (void) inet_pton(AF_INET, c->network_bind, &in);
+        return ntohl(in.s_addr);
 }

@@ -11,6 +11,7 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "base/str.h"
+#include "network/network.h"
 #include "vm/platform.h"
 #include "workspace/workspace.h"
 
@@ -29,7 +30,11 @@ struct config {
         int64_t reserve_mb;       /* free disk space that a create, a snapshot and a download must leave */
         int64_t max_templates_gb; /* of the disk; 0: no templates */
         int64_t pool_size, pool_memory_mb, pool_min_free_mb;
-        char *network_cidr; /* e.g. 10.99.0.0/16 */
+        int64_t default_allow_internet; /* 0 or 1 */
+        char *network_mode;             /* auto, namespace, user */
+        char *network_cidr;             /* e.g. 10.99.0.0/16 */
+        char *network_allow_private;    /* networks, e.g. "10.1.0.0/16, 192.168.7.0/24" */
+        char *network_bind;             /* IPv4 address of the host that port forwards listen on */
 };
 void config_clear(struct config *c);
 #define _cleanup_config_ _cleanup_(config_clear)
@@ -45,6 +50,11 @@ char *config_socket_path(const struct config *c);
 /* `network_cidr` as numbers, in host byte order. It was checked when the configuration was read. */
 void config_network(const struct config *c, uint32_t *ret_network, unsigned *ret_prefix_len);
 
+/* `network_allow_private` likewise. How many there are. */
+size_t config_exceptions(const struct config *c, struct network_range ret[NETWORK_EXCEPTIONS_MAX]);
+/* `network_bind`, in host byte order. */
+uint32_t config_bind(const struct config *c);
+
 /* Bytes of a configuration file. */
 #define CONFIG_FILE_MAX (64u * 1024u)
 
@@ -52,7 +62,8 @@ void config_network(const struct config *c, uint32_t *ret_network, unsigned *ret
 struct config_key {
         const char *name; /* dotted: "vm.accel" */
         bool is_string;
-        size_t offset; /* of the char * or int64_t in struct config */
+        bool is_boolean; /* kept as 0 or 1 in an int64_t */
+        size_t offset;   /* of the char * or int64_t in struct config */
         int64_t min, max;
         const char *default_string; /* NULL: depends on the user and the environment */
         int64_t default_integer;

@@ -8,6 +8,25 @@ static int get_platform(void *arg, const struct op *op, const struct platform **
         return probe_get(arg, op, ret, err);
 }
 
+static int open_network(struct engine *e, const struct config *cfg, struct error *err) {
+        _cleanup_free_ char *dir = path_join(cfg->state_dir, "net"), *program = NULL;
+        struct network_range exceptions[NETWORK_EXCEPTIONS_MAX];
+        struct network_config net = {
+                .dir = dir,
+                .exceptions = exceptions,
+                .n_exceptions = config_exceptions(cfg, exceptions),
+                .user_only = str_eq(cfg->network_mode, "user"),
+                .required = str_eq(cfg->network_mode, "namespace"),
+        };
+
+        int r = dir ? self_path(&program) : -ENOMEM;
+        if (r < 0)
+                return error_set_errno(err, r, "cannot open the network");
+        net.program = program;
+        config_network(cfg, &net.network, &net.prefix_len);
+        return network_open(&net, &e->net, err);
+}
+
 static int open_core(struct engine *e, const struct config *cfg, struct error *err) {
         struct core_config core = {
                 .state_dir = cfg->state_dir,
@@ -38,6 +57,9 @@ static int open_core(struct engine *e, const struct config *cfg, struct error *e
                 .max_snapshots = (unsigned) cfg->max_snapshots,
                 .templates_bytes = (uint64_t) cfg->max_templates_gb << 30,
                 .reserve_bytes = (uint64_t) cfg->reserve_mb << 20,
+                .net = e->net,
+                .forward_bind = config_bind(cfg),
+                .default_allow_internet = cfg->default_allow_internet != 0,
                 .boot_timeout_ms = cfg->boot_timeout_secs * MSEC_PER_SEC,
                 .get_platform = get_platform,
                 .get_platform_arg = e->probe,
@@ -62,6 +84,8 @@ static int open_all(struct engine *e, const struct config *cfg, struct error *er
                 r = storage_open_qcow2(disks, (uint64_t) cfg->reserve_mb << 20, &e->storage, err);
         if (r >= 0)
                 r = probe_new(cfg, &e->probe, err);
+        if (r >= 0)
+                r = open_network(e, cfg, err);
         return r < 0 ? r : open_core(e, cfg, err);
 }
 
@@ -77,8 +101,11 @@ int engine_open(struct engine *e, const struct config *cfg, struct error *err) {
 }
 
 void engine_close(struct engine *e) {
+        bool idle = !e->core || !core_has_machines(e->core);
+
         if (e->core)
                 core_close(e->core);
+        network_close(e->net, idle);
         probe_free(e->probe);
         storage_close(e->storage);
         db_close(e->db);

@@ -14,6 +14,7 @@ struct engine {
         struct db *db;
         struct storage *storage;
         struct probe *probe;
+        struct network *net;
         struct core *core;
 };
 
@@ -21,7 +22,7 @@ struct engine {
 
 /* Opens everything but does not recover yet; borrows cfg. On failure nothing is left open. */
 int engine_open(struct engine *e, const struct config *cfg, struct error *err);
-/* Closes what is open; VMs run on. */
+/* Closes what is open; VMs run on, and their network as long as there are any. */
 void engine_close(struct engine *e);
 /* Leaves everything as it is because threads still use it: the process ends now, and the next daemon finds all of it as
  * after a kill. */

@@ -29,6 +29,7 @@ static int workspace_create(const struct tool_call *call, struct tool_result *re
         _cleanup_ws_view_ struct ws_view view = {0};
         struct ws_create_args args = {0};
         struct ws_started started = {0};
+        bool internet = false;
 
         int r = json_opt_str(call->args, "name", &args.name, err);
         if (r >= 0)
@@ -40,7 +41,9 @@ static int workspace_create(const struct tool_call *call, struct tool_result *re
         if (r >= 0)
                 r = opt_unsigned(call->args, "disk_gb", &args.disk_gb, err);
         if (r >= 0)
-                r = json_opt_bool(call->args, "allow_internet", &args.allow_internet, err);
+                r = json_opt_bool(call->args, "allow_internet", &internet, err);
+        if (json_is_boolean(json_object_get(call->args, "allow_internet")))
+                args.allow_internet = &internet;
         if (r >= 0)
                 r = ws_create(call->core, &args, call->owner, call->op, &view, &started, err);
         if (r < 0)
@@ -201,9 +204,11 @@ static int workspace_list(const struct tool_call *call, struct tool_result *ret,
         return ret->value ? list_page(&all, cursor ? &after : NULL, state, prefix, ret->value) : -ENOMEM;
 }
 
-static json_t *network_json(const struct ws_row *row) {
-        return json_pack("{s:b, s:b, s:[], s:[]}", "allow_internet", (int) row->allow_internet, "allow_inter_vm", 0,
-                         "allowed_ports", "port_forwards");
+static json_t *network_of(const struct core *core, const struct ws_row *row, const struct ws_forward *forwards,
+                          size_t n) {
+        _cleanup_json_ json_t *v = view_policy(row);
+
+        return v && json_put(v, "port_forwards", view_forwards(core, forwards, n)) >= 0 ? TAKE_PTR(v) : NULL;
 }
 
 /* The snapshots in short; action "list" of snapshot has the rest. */
@@ -233,13 +238,17 @@ static int put_usage(json_t *v, const struct ws_usage *usage) {
 static int workspace_info(const struct tool_call *call, struct tool_result *ret, struct error *err) {
         _cleanup_ws_view_ struct ws_view view = {0};
         _cleanup_snap_views_ struct snap_views snapshots = {0};
+        _cleanup_free_ struct ws_forward *forwards = NULL;
         struct ws_usage usage = {0};
+        size_t n_forwards = 0;
 
         int r = ws_get(call->core, call->workspace_id, call->owner, &view, err);
         if (r >= 0)
                 r = ws_usage(call->core, call->workspace_id, &usage, err);
         if (r >= 0)
                 r = ws_snapshot_list(call->core, call->workspace_id, &snapshots, err);
+        if (r >= 0)
+                r = ws_forward_list(call->core, call->workspace_id, &forwards, &n_forwards, err);
         if (r < 0)
                 return r;
         _cleanup_json_ json_t *v = view_brief(&view);
@@ -250,7 +259,7 @@ static int workspace_info(const struct tool_call *call, struct tool_result *ret,
         r |= json_put(v, "owned", json_boolean(view.owned));
         r |= json_put(v, "orphaned", json_boolean(view.orphaned));
         r |= json_put(v, "resources", view_resources(&view.row));
-        r |= json_put(v, "network", network_json(&view.row));
+        r |= json_put(v, "network", network_of(call->core, &view.row, forwards, n_forwards));
         r |= json_put(v, "snapshots", snapshots_brief(&snapshots));
         if (*view.row.origin.workspace_id)
                 r |= json_put(v, "forked_from", view_origin(&view.row.origin));

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import AGENTISO, ROOT, alive, wait_for
 
-COMMANDS = ["serve", "daemon", "check", "status", "logs", "stop", "image", "mcp-config"]
+COMMANDS = ["serve", "daemon", "check", "status", "logs", "stop", "image", "mcp-config", "netns"]
 SECTIONS = ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "EXAMPLES"]
 
 
