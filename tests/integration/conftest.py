@@ -8,6 +8,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "lib"))
 from host import IMAGE_DIR, make_host, wait_readable, wait_until  # noqa: E402, F401
+from netlab import World, missing  # noqa: E402
 from saved import TEMPLATES  # noqa: E402
 
 
@@ -43,3 +44,13 @@ def warm_host():
 @pytest.fixture(scope="module")
 def client(warm_host):
     return warm_host.client()
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A pretend host and a pretend internet."""
+    if missing():
+        pytest.skip(missing())
+    world = World()
+    yield world
+    world.close()

@@ -30,7 +30,8 @@ IMAGE_DIR = pathlib.Path(os.environ.get("AGENTISO_IMAGE_DIR", ROOT / "build" / "
 class Host:
     """One state directory, its daemon and its clients."""
 
-    def __init__(self, directory, config, subdir):
+    def __init__(self, directory, config, subdir, prefix=()):
+        self.prefix = list(prefix)  # of every command: enters the namespaces that it shall run in
         self.state_dir = directory / subdir
         self.config = directory / "config.toml"
         # Nothing is started that a test does not ask for: it would be found among the processes that it counts.
@@ -41,7 +42,7 @@ class Host:
         self.clients = []
 
     def argv(self, *command):
-        return [str(AGENTISO), *command, "--config", str(self.config)]
+        return [*self.prefix, str(AGENTISO), *command, "--config", str(self.config)]
 
     def client(self, **options):
         client = McpClient(self.argv("serve"), **options)
@@ -135,9 +136,9 @@ def wait_until(condition, seconds=20, what="the condition"):
     raise AssertionError(f"{what} did not come true in {seconds} s")
 
 
-def make_host(config="", subdir="state"):
+def make_host(config="", subdir="state", prefix=()):
     directory = pathlib.Path(tempfile.mkdtemp(prefix="agentiso-test-"))
-    host = Host(directory, config, subdir)
+    host = Host(directory, config, subdir, prefix)
     try:
         yield host
     finally:
