@@ -3,8 +3,9 @@
 
 usage: bench.py BUILD_DIR IMAGE_DIR [PART...]
 
-The parts are "calls" (what calls to a running workspace cost; this file) and "saved" (how workspaces begin: boots,
-templates, pool, snapshots, forks; saved.py); without one, both. Prints tables in Markdown. docs/benchmarks.md explains
+The parts are "calls" (what calls to a running workspace cost; this file), "saved" (how workspaces begin: boots,
+templates, pool, snapshots, forks; saved.py) and "network" (what it carries, and what it adds to a create; network.py);
+without one, all. Prints tables in Markdown. docs/benchmarks.md explains
 each line and keeps figures with the machine they come from.
 """
 
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 
+import network
 import saved
 from measure import MIB, Host, Table, memory_kib, percentile, timed
 from raw_port import RawPort
@@ -169,7 +171,7 @@ def calls(build, image_dir):
         table.print()
 
 
-PARTS = {"calls": calls, "saved": saved.run}
+PARTS = {"calls": calls, "saved": saved.run, "network": network.run}
 
 
 def ended(number, _frame):

@@ -97,7 +97,8 @@ class Table:
 class Host:
     """A state directory with a daemon and a client. Nothing of it is left at the end, however that comes."""
 
-    def __init__(self, build, image_dir, config=""):
+    def __init__(self, build, image_dir, config="", prefix=()):
+        self.prefix = list(prefix)  # of every command: enters the namespaces that it shall run in
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="agentiso-bench-"))
         self.state_dir = self.directory / "state"
         self.config = self.directory / "config.toml"
@@ -107,7 +108,7 @@ class Host:
 
     def __enter__(self):
         try:
-            self.client = McpClient([self.agentiso, "serve", "--config", str(self.config)], name="agentiso-bench")
+            self.client = McpClient([*self.prefix, self.agentiso, "serve", "--config", str(self.config)], name="agentiso-bench")
         except BaseException:
             self.__exit__()
             raise
@@ -119,7 +120,7 @@ class Host:
                 if self.client:
                     self.client.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                subprocess.run([self.agentiso, "stop", "--all", "--config", str(self.config)], capture_output=True,
+                subprocess.run([*self.prefix, self.agentiso, "stop", "--all", "--config", str(self.config)], capture_output=True,
                                timeout=CLI_LIMIT, check=False)
             for pid in self._left():
                 with contextlib.suppress(ProcessLookupError):
@@ -141,7 +142,7 @@ class Host:
         return self.client.call(tool, **arguments)
 
     def cli(self, *command):
-        done = subprocess.run([self.agentiso, *command, "--config", str(self.config)], capture_output=True, text=True,
+        done = subprocess.run([*self.prefix, self.agentiso, *command, "--config", str(self.config)], capture_output=True, text=True,
                               timeout=CLI_LIMIT, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"agentiso {' '.join(command)} ended with {done.returncode}: {done.stderr}")
