@@ -15,7 +15,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "lib"))
+sys.path.append(str(ROOT / "tests" / "lib"))  # after this folder, which has a saved.py as well
 from mcp_client import McpClient  # noqa: E402
 
 MIB = 1 << 20
