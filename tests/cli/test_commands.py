@@ -256,7 +256,7 @@ def test_check_lines(host):
     host.start_daemon()
     lines = host.run("check").stdout.splitlines()
     findings = [line for line in lines if not line.startswith(" ")]
-    assert len(findings) == 15
+    assert len(findings) == 18
     assert all(line.split()[0] in ("ok", "warn", "fail") for line in findings)
     assert findings[-1].endswith(f"pid {host.daemon_pid()}")
 
