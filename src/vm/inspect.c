@@ -27,6 +27,14 @@ int vm_find(const char *dir, struct proc_id *ret) {
         return pidfile ? proc_id_find("-pidfile", pidfile, ret) : -ENOMEM;
 }
 
+bool vm_is_alive(struct vm *vm, const struct op *op) {
+        const struct op moment = op_sub(op, VM_QUIT_MS);
+
+        if (vm->qmp && qmp_call(vm->qmp, "query-status", NULL, &moment, NULL, NULL) < 0 && qmp_is_lost(vm->qmp))
+                (void) vm_wait_exit(vm, &moment);
+        return !vm_has_exited(vm);
+}
+
 /* Adds up the lines "<name>: <number> kB" whose name begins with this word. */
 static uint64_t sum_lines(const char *text, const char *prefix) {
         uint64_t sum = 0;

@@ -114,6 +114,9 @@ DEFINE_CLEANUP(struct vm *, vm_unref)
 
 struct proc_id vm_proc(struct vm *vm);
 bool vm_has_exited(struct vm *vm);
+/* Whether QEMU still answers. One that was just killed has not exited yet, but is not going to do anything any more:
+ * its end is waited for, for a moment. */
+bool vm_is_alive(struct vm *vm, const struct op *op);
 /* Appends how QEMU ended, as a phrase: "QEMU was killed by signal 9 (Killed)". Nothing while it runs. */
 int vm_describe_exit(struct vm *vm, struct buf *out);
 /* The current connection to the agent, made anew if it was lost. *ret is a reference. One maker at a time; others

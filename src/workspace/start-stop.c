@@ -96,6 +96,12 @@ int ws_start(struct core *core, const char *ref, const struct op *op, struct ws_
         if (r < 0)
                 return r;
         bool already = workspace_state(ws) == WS_RUNNING;
+        if (already && !vm_is_alive(ws->vm, op)) {
+                r = workspace_settle(ws, err);
+                if (r < 0)
+                        return r;
+                already = false;
+        }
         enum ws_start_kind kind = WS_START_BOOT;
         if (!already) {
                 foreground_begin(core);
