@@ -38,39 +38,38 @@ enum phase {
 
 struct network {
         /* These never change. */
-        uint32_t address, gateway; /* of the network */
-        unsigned prefix_len;
         char *dir, *program;
         struct network_range *exceptions;
         size_t n_exceptions;
-        bool user_only, required;
         pthread_t keeper;
-        bool has_keeper;
+        uint32_t address, gateway; /* of the network */
+        unsigned prefix_len;
         int wake_fd;  /* eventfd: the keeper has something to do */
         int route_fd; /* rtnetlink: the host's addresses have changed */
+        bool user_only, required, has_keeper;
 
         pthread_mutex_t lock; /* guards what follows */
         pthread_cond_t changed;
-        enum phase phase;
         uint64_t id;      /* inode of the namespace: network_id() */
         struct error why; /* in PHASE_USER and PHASE_FAILED */
-        bool busy, closing;
-        bool connecting; /* one connection at a time asks for the helper: others shall not wait for hundreds */
         struct spare spares[NETWORK_SPARES_MAX];
         size_t n_spares;
-        uint32_t expected[NETWORK_SPARES_MAX];
         size_t n_expected;
+        uint32_t expected[NETWORK_SPARES_MAX];
+        enum phase phase;
+        bool busy, closing;
+        bool connecting; /* one connection at a time asks for the helper: others shall not wait for hundreds */
 
         /* These belong to whoever is busy. */
+        struct names *names;
+        int64_t uplink_not_before_ns;
+        struct buf policy; /* body of the last HELPER_POLICY */
         struct child holder, helper, uplink;
         int user_ns, net_ns; /* -1: of the daemon itself */
-        bool joined;         /* the holder was there before this daemon */
         int sock;            /* to the helper */
         uint32_t n_cards;    /* from the first address on: they have rules */
-        struct buf policy;   /* body of the last HELPER_POLICY */
+        bool joined;         /* the holder was there before this daemon */
         bool wants_uplink;
-        int64_t uplink_not_before_ns;
-        struct names *names;
 };
 
 /* network.c */
