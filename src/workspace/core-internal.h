@@ -214,7 +214,8 @@ bool policy_has_wishes(const struct ws_policy *p);
 int core_check_policy(struct core *core, const struct ws_policy *p, const struct op *op, struct error *err);
 /* Changes row and rules of a claimed workspace; on failure both are as before. */
 int workspace_set_policy(struct workspace *ws, const struct ws_policy *p, const struct op *op, struct error *err);
-void core_recover_network(struct core *core, const struct op *op);
+/* Has done in the background what the network of the machines that run needs after a start. */
+void core_recover_network(struct core *core);
 
 /* tidy.c: what is left to be done on the network. */
 

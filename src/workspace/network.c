@@ -17,7 +17,6 @@
 
 #define SPARE_CARDS 4u /* prepared for the next workspaces */
 #define FORGET_MS 5000 /* of connections of a machine that is gone */
-#define RECOVER_MS 15000
 
 /* --- what kind --- */
 
@@ -124,11 +123,13 @@ int workspace_attach_card(struct workspace *ws, const struct op *op, struct erro
         const struct card card = {.address = ws->row.address, .slot = ws->row.slot};
         int r = 0;
 
-        if (is_on_our_network(ws))
-                r = core->has_namespace ? network_attach(core->cfg.net, &card, op, err)
-                                        : core_open_card(core, &ws->row, workspace_vm_dir(ws), op, err);
+        if (is_on_our_network(ws) && core->cfg.net)
+                r = core->has_namespace
+                            ? network_attach(core->cfg.net, &card, op, err)
+                            : network_user_policy(core->cfg.net, workspace_vm_dir(ws), ws->row.allow_internet, op, err);
         LOCK(&core->lock);
-        ws->card_unsure = r < 0 && r != -ENODEV; /* its QEMU has just ended */
+        /* These will not change: its QEMU has just ended, or the process of its network. */
+        ws->card_unsure = r < 0 && r != -ENODEV && r != -ESRCH;
         return r;
 }
 
@@ -199,8 +200,13 @@ int core_apply_policy(struct core *core, const struct op *op, struct error *err)
         int r = 0;
 
         r = core_net_wait(core, op, err);
-        if (r < 0 || !core->has_namespace)
+        if (r < 0)
                 return r;
+        if (!core->has_namespace) {
+                LOCK(&core->lock);
+                core->policy_applied = core->policy_wanted;
+                return 0;
+        }
         cond_waiter_begin(&waiter, &core->lock, &core->changed, op);
         pthread_mutex_lock(&core->lock);
         const uint64_t mine = ++core->policy_wanted;
@@ -384,44 +390,27 @@ int ws_set_policy(struct core *core, const char *ref, const struct ws_policy_cha
                 .allow_inter_vm = change->allow_inter_vm ? *change->allow_inter_vm : row.allow_inter_vm,
                 .allowed_ports = change->allowed_ports ? change->allowed_ports : row.allowed_ports,
         };
-        r = workspace_set_policy(ws, &p, op, err);
+        if (change->allow_internet || change->allow_inter_vm || change->allowed_ports)
+                r = workspace_set_policy(ws, &p, op, err);
         return r < 0 ? r : workspace_view(ws, NULL, ret, err);
 }
 
 /* --- start --- */
 
-/* Nobody else is here yet: the list does not change while it is walked. A machine that an earlier daemon gave a tap has
- * no process to be told anything. */
-static void recover_user_networks(struct core *core, const struct op *op) {
-        for (struct workspace *ws = core->first; ws; ws = ws->next) {
-                _cleanup_error_ struct error why = ERROR_INIT;
-
-                if (ws->vm &&
-                    network_user_policy(core->cfg.net, workspace_vm_dir(ws), ws->row.allow_internet, op, &why) < 0)
-                        log_warn("The network of a workspace is not as its row has it", "workspace", ws->id, "error",
-                                 error_message(&why));
-        }
-}
-
-/* A restore that was cut short may have left the card of the machine that there is now off the network. */
-static void doubt_cards(struct core *core) {
+/*
+ * What an earlier daemon left: rules that may not be as the rows have them, and cards that a restore which was cut
+ * short may have left off the network. All of that is mended in the background (tidy.c), since the namespace may take
+ * seconds to come up and most calls do not need it; those that do wait for it (core_net_wait()). Until then the rules
+ * that the earlier daemon has put in force stay so.
+ */
+void core_recover_network(struct core *core) {
+        if (!core->cfg.net)
+                return;
         {
                 LOCK(&core->lock);
+                core->policy_wanted++;
                 for (struct workspace *ws = core->first; ws; ws = ws->next)
                         ws->card_unsure = ws->vm != NULL;
         }
         core_tidy_soon(core);
-}
-
-void core_recover_network(struct core *core, const struct op *op) {
-        _cleanup_error_ struct error why = ERROR_INIT;
-
-        const struct op quick = op_sub(op, RECOVER_MS);
-        if (core_net_wait(core, &quick, &why) < 0 || core_apply_policy(core, &quick, &why) < 0)
-                log_warn("The network is not as the workspaces' rows have it", "error", error_message(&why));
-        else if (core->cfg.net && !core->has_namespace)
-                recover_user_networks(core, op);
-        else
-                doubt_cards(core);
-        core_expect_cards(core);
 }

@@ -329,7 +329,7 @@ int core_recover(struct core *core, const struct op *op, struct error *err) {
                 workspace_release(all[i]);
         }
         core_recover_forwards(core);
-        core_recover_network(core, op);
+        core_recover_network(core);
         r = collect_garbage(core, empty && n == 0, err);
         if (r >= 0 && n > 0)
                 log_info("Workspaces recovered", "count", LOG_NUM(n), "ms",

@@ -19,9 +19,17 @@ struct tidier {
         pthread_t thread;
         pthread_cond_t wake; /* with core->lock, as what follows */
         bool wanted, closing;
+        struct cancel *given_up; /* what it waits for when it is closed */
         uint32_t *retired;
         size_t n_retired;
 };
+
+static struct op tidy_op(struct core *core) {
+        struct op op = op_timeout(TRY_MS);
+
+        op.cancel = core->tidier->given_up;
+        return op;
+}
 
 /* --- addresses --- */
 
@@ -29,7 +37,7 @@ void core_retire_address(struct core *core, uint32_t address) {
         struct tidier *t = core->tidier;
         LOCK(&core->lock);
 
-        uint32_t *more = t && core->has_namespace ? realloc(t->retired, (t->n_retired + 1) * sizeof(*more)) : NULL;
+        uint32_t *more = t && core->cfg.net ? realloc(t->retired, (t->n_retired + 1) * sizeof(*more)) : NULL;
         if (!more)
                 return;
         t->retired = more;
@@ -79,9 +87,9 @@ static int release_addresses(struct core *core, struct error *err) {
         int r = 0;
 
         while (r >= 0 && next_retired(core, &address)) {
-                const struct op op = op_timeout(TRY_MS);
+                const struct op op = tidy_op(core);
 
-                r = network_forget(core->cfg.net, address, &op, err);
+                r = core->has_namespace ? network_forget(core->cfg.net, address, &op, err) : 0;
                 if (r < 0)
                         break;
                 LOCK(&core->lock);
@@ -106,7 +114,7 @@ static struct workspace *next_unsure(struct core *core) {
 
 static int attach_cards(struct core *core, struct error *err) {
         for (;;) {
-                const struct op op = op_timeout(TRY_MS);
+                const struct op op = tidy_op(core);
                 _cleanup_claim_ struct workspace *ws = NULL;
                 _cleanup_workspace_ struct workspace *found = next_unsure(core);
 
@@ -115,7 +123,11 @@ static int attach_cards(struct core *core, struct error *err) {
                 int r = workspace_claim(core, found->id, &op, &ws, NULL);
                 if (r >= 0 && ws->row.state == WS_RUNNING)
                         r = workspace_attach_card(ws, &op, err);
-                if (r < 0 && r != -ENOENT)
+                if (r == -ENODEV || r == -ESRCH) {
+                        log_warn("A workspace has lost its network", "workspace", found->id, "error",
+                                 error_message(err));
+                        error_clear(err);
+                } else if (r < 0 && r != -ENOENT)
                         return r;
         }
 }
@@ -123,7 +135,7 @@ static int attach_cards(struct core *core, struct error *err) {
 /* --- the thread --- */
 
 void core_policy_changed(struct core *core) {
-        if (!core->has_namespace)
+        if (!core->cfg.net)
                 return;
         LOCK(&core->lock);
         core->policy_wanted++;
@@ -157,16 +169,20 @@ static bool is_untidy(struct core *core) {
 }
 
 static void tidy(struct core *core) {
-        const struct op op = op_timeout(TRY_MS);
+        const struct op op = tidy_op(core);
         _cleanup_error_ struct error why = ERROR_INIT;
 
-        int r = core_policy_pending(core) ? core_apply_policy(core, &op, &why) : 0;
+        int r = core_net_wait(core, &op, &why);
+        if (r >= 0 && core_policy_pending(core))
+                r = core_apply_policy(core, &op, &why);
         if (r >= 0)
                 r = release_addresses(core, &why);
         if (r >= 0)
                 r = attach_cards(core, &why);
+        if (r >= 0)
+                core_expect_cards(core);
         core_retry_forwards(core);
-        if (r < 0)
+        if (r < 0 && r != -ECANCELED)
                 log_warn("The network is not as the workspaces' rows have it; it is tried again", "error",
                          error_message(&why));
 }
@@ -199,18 +215,25 @@ void core_tidy_soon(struct core *core) {
         pthread_cond_signal(&core->tidier->wake);
 }
 
+static void tidier_free(struct tidier *t) {
+        cancel_unref(t->given_up);
+        pthread_cond_destroy(&t->wake);
+        free(t->retired);
+        free(t);
+}
+
 int tidy_open(struct core *core, struct error *err) {
         struct tidier *t = calloc(1, sizeof(*t));
 
         if (!t)
                 return error_set_errno(err, ENOMEM, "Cannot open the workspaces");
         cond_init(&t->wake);
+        t->given_up = cancel_new();
         core->tidier = t;
-        int r = thread_start(&t->thread, "tidy", tidy_main, core);
+        int r = t->given_up ? thread_start(&t->thread, "tidy", tidy_main, core) : -ENOMEM;
         if (r >= 0)
                 return 0;
-        pthread_cond_destroy(&t->wake);
-        free(TAKE_PTR(core->tidier));
+        tidier_free(TAKE_PTR(core->tidier));
         return error_set_errno(err, r, "Cannot start a thread");
 }
 
@@ -224,9 +247,7 @@ void tidy_close(struct core *core) {
                 t->closing = true;
                 pthread_cond_signal(&t->wake);
         }
+        cancel_fire(t->given_up);
         pthread_join(t->thread, NULL);
-        core->tidier = NULL;
-        pthread_cond_destroy(&t->wake);
-        free(t->retired);
-        free(t);
+        tidier_free(TAKE_PTR(core->tidier));
 }

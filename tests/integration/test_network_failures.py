@@ -3,6 +3,7 @@
 
 import os
 import re
+import shutil
 import signal
 
 import pytest
@@ -59,6 +60,31 @@ def test_an_uplink_that_does_not_stay_is_not_started_all_the_time(world, install
         assert log.stat().st_size - size < 4000
     finally:
         world.host.sh(f"ip route add default via {WEB}")
+
+
+SLOW_NFT = """#!/bin/sh
+i=0
+while [ -e {gate} ] && [ $((i += 1)) -lt 300 ]; do : > {waits}; sleep 0.05; done
+exec {nft} "$@"
+"""
+
+
+def test_a_daemon_serves_before_its_network_is_there(world, tmp_path):
+    gate, waits, nft = tmp_path / "gate", tmp_path / "waits", tmp_path / "nft"
+    nft.write_text(SLOW_NFT.format(gate=gate, waits=waits, nft=shutil.which("nft")))
+    nft.chmod(0o755)
+    with world.agentiso() as host:
+        host.prefix += ["env", f"PATH={tmp_path}:{os.environ['PATH']}"]
+        one = Guest(host.client(), "one", allow_internet=True)
+        host.kill_daemon()
+        gate.touch()
+        assert one.run("echo here", timeout=10) == "here\n"
+        one.policy()
+        # A change is not acknowledged before it is in force.
+        wait_until(waits.exists, 20, "the rules")
+        gate.unlink()
+        assert not one.policy(allow_internet=False)["allow_internet"]
+        assert not one.connects(WEB, 80)
 
 
 def test_an_address_is_not_handed_on_with_its_rights(world, installation):
