@@ -91,6 +91,17 @@ class Host:
                         found.append(int(entry.name))
         return found
 
+    def pids(self):
+        """Every process that was started for this state directory."""
+        found = {}
+        for entry in pathlib.Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    arguments = (entry / "cmdline").read_bytes()
+                    if str(self.state_dir).encode() in arguments:
+                        found[int(entry.name)] = arguments.replace(b"\0", b" ").decode(errors="replace")[:200]
+        return found
+
     def vm_pids(self):
         """The QEMU processes of workspaces, without one that probes the accelerator."""
         machines = str(self.state_dir / "vms").encode()
@@ -142,10 +153,17 @@ def make_host(config="", subdir="state", prefix=()):
     try:
         yield host
     finally:
+        left = {}
         host.close()
-        left = host.qemu_pids()
+        try:
+            wait_until(lambda: not host.pids(), 20, "the end of all processes")
+        except AssertionError:
+            left = host.pids()
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         log = host.state_dir / "daemon.log"
         if log.exists() and os.environ.get("AGENTISO_SHOW_LOG"):
             print(log.read_text(), file=sys.stderr)
         shutil.rmtree(directory, ignore_errors=True)
-        assert not left, f"QEMU processes were left: {left}"
+        assert not left, f"processes were left: {left}"
