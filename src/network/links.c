@@ -191,6 +191,28 @@ static int set_address(struct netlink *nl, unsigned index, const struct links_ga
         return r < 0 ? error_set_errno(err, r, "cannot give the bridge " RULES_BRIDGE " its address") : 0;
 }
 
+/* The last choice for what no other route has. Without an uplink the kernel would find no way for such a packet and
+ * drop it before the rules see it, and a guest whose connection was cut while it was silent would never be told. On its
+ * way to this interface the rules refuse it. */
+static int add_last_route(struct netlink *nl, unsigned index, const struct op *op) {
+        char buffer[REQUEST_MAX];
+        struct nlmsghdr *h = mnl_nlmsg_put_header(buffer);
+        const struct rtmsg body = {
+                .rtm_family = AF_INET,
+                .rtm_table = RT_TABLE_MAIN,
+                .rtm_protocol = RTPROT_STATIC,
+                .rtm_scope = RT_SCOPE_LINK,
+                .rtm_type = RTN_UNICAST,
+        };
+
+        h->nlmsg_type = RTM_NEWROUTE;
+        h->nlmsg_flags = NLM_F_CREATE | NLM_F_REPLACE;
+        memcpy(mnl_nlmsg_put_extra_header(h, sizeof(body)), &body, sizeof(body));
+        mnl_attr_put_u32(h, RTA_OIF, index);
+        mnl_attr_put_u32(h, RTA_PRIORITY, UINT32_MAX);
+        return netlink_ask(nl, h, op);
+}
+
 int links_bridge(struct netlink *nl, const struct links_gateway *gateway, const struct op *op, struct error *err) {
         int r = make_bridge(nl, gateway, op);
         int index = r < 0 ? r : index_of(RULES_BRIDGE);
@@ -200,9 +222,11 @@ int links_bridge(struct netlink *nl, const struct links_gateway *gateway, const 
         r = set_address(nl, (unsigned) index, gateway, op, err);
         if (r < 0)
                 return r;
-        if ((r = set_up(nl, (unsigned) index, true, op)) < 0 || (r = index_of("lo")) < 0 ||
-            (r = set_up(nl, (unsigned) r, true, op)) < 0)
-                return error_set_errno(err, r, "cannot put up the bridge " RULES_BRIDGE);
+        const int loopback = index_of("lo");
+        if (loopback < 0 || (r = set_up(nl, (unsigned) index, true, op)) < 0 ||
+            (r = set_up(nl, (unsigned) loopback, true, op)) < 0 ||
+            (r = add_last_route(nl, (unsigned) loopback, op)) < 0)
+                return error_set_errno(err, loopback < 0 ? loopback : r, "cannot put up the bridge " RULES_BRIDGE);
         return 0;
 }
 

@@ -23,7 +23,8 @@ struct links_gateway {
 /* Settings of the namespace: forwarding on; redirects and IPv6 off, and connections that are seen from their beginning
  * only, as far as /proc/sys can be written. */
 int links_settings(struct error *err);
-/* Makes the bridge with the gateway's address, and the loopback interface, and puts them up. Changes nothing of a
+/* Makes the bridge with the gateway's address, and the loopback interface, and puts them up; what has no other route
+ * goes to the latter, by the rules, which refuse it. Changes nothing of a
  * bridge that is there, and fails when that one has another address (-EEXIST, conflict). */
 int links_bridge(struct netlink *nl, const struct links_gateway *gateway, const struct op *op, struct error *err);
 

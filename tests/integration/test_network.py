@@ -173,12 +173,31 @@ def test_wrong_policies_change_nothing(guest, wrong):
     assert guest.policy() == NOTHING
 
 
+QUIET_SENDER = SENDER.replace("try:", "import os, time\nwhile not os.path.exists('/root/go'): time.sleep(0.1)\ntry:", 1)
+
+
+def test_who_is_silent_while_it_is_cut_is_told_later(guest):
+    # With the last one that may, the uplink goes as well.
+    guest.policy(allow_internet=True)
+    guest.call("file_write", path="/root/sender.py", content=QUIET_SENDER)
+    job = guest.start(f"exec python3 /root/sender.py {WEB} 9")
+    assert "connected" in guest.output(job, wait_secs=20)["stdout"]
+    guest.policy(allow_internet=False)
+    guest.run("touch /root/go")
+    ended = guest.output(job, wait_secs=15)
+    assert "ended Connection" in ended["stdout"], ended
+
+
 def test_created_with_the_internet_and_gone_with_the_workspace(world, net_client):
     third = Guest(net_client, "three", allow_internet=True)
     assert third.policy()["allow_internet"] and third.connects(WEB, 80)
     third.call("workspace_destroy")
-    # Its address goes to the next one, and nothing with it.
-    fourth = Guest(net_client, "four")
+    # Its address goes to another one when its connections are forgotten, and nothing with it.
+    for n in range(20):
+        fourth = Guest(net_client, f"four-{n}")
+        if fourth.ip == third.ip:
+            break
+        fourth.call("workspace_destroy")
     assert fourth.ip == third.ip
     assert fourth.policy() == NOTHING and not fourth.connects(WEB, 80)
     fourth.call("workspace_destroy")

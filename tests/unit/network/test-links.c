@@ -58,6 +58,7 @@ static void test_bridge(void) {
         check_says("ip -o addr show br-agentiso", "inet6", false);
         check_says("ip link show br-agentiso", ",UP", true);
         check_says("ip link show lo", ",UP", true);
+        check_says("ip route show default", "dev lo", true);
         check_says("cat /proc/sys/net/ipv4/ip_forward", "1", true);
         check_says("cat /proc/sys/net/ipv4/conf/*/send_redirects", "1", false);
         check_says("cat /proc/sys/net/ipv4/conf/all/accept_redirects", "0", true);
@@ -141,11 +142,10 @@ static void test_wait(void) {
         CHECK_INT(links_wait(&nl, RULES_UPLINK, &soon), -ETIMEDOUT);
         CHECK_INT(links_wait(&nl, "lo", &op), 0);
         /* In the background it comes, bit by bit. */
-        _cleanup_free_ char *out =
-                output_of("(ip link add uplink0 type bridge; ip addr add 198.51.100.2/24 dev uplink0; "
-                          "ip link set uplink0 up; ip link add d0 type bridge; "
-                          "ip link add v0 type veth peer name v1; ip link set v0 master uplink0; "
-                          "ip link set v0 up; ip link set v1 up) >/dev/null 2>&1 &");
+        free(output_of("(ip link add uplink0 type bridge; ip addr add 198.51.100.2/24 dev uplink0; "
+                       "ip link set uplink0 up; ip link add d0 type bridge; "
+                       "ip link add v0 type veth peer name v1; ip link set v0 master uplink0; "
+                       "ip link set v0 up; ip link set v1 up) >/dev/null 2>&1 &"));
         CHECK_INT(links_wait(&nl, RULES_UPLINK, &op), 0);
 }
 
