@@ -296,14 +296,20 @@ static void greet(struct usernet *u) {
                 dismiss(u);
 }
 
+/* Bytes of the request, as far as one can tell from what is there of it. Its head is good, if that is there. */
+static size_t request_length(const struct usernet *u) {
+        const struct usernet_request *q = &u->request.head;
+
+        return u->n_request < sizeof(*q) ? sizeof(*q) : sizeof(*q) + q->n_exceptions * sizeof(struct network_range);
+}
+
 /* As much of the request as is there. */
 static void hear(struct usernet *u) {
-        const struct usernet_request *q = &u->request.head;
-        size_t wanted = sizeof(*q);
         int r = 0;
 
-        do {
-                ssize_t n = recv(u->asker, (uint8_t *) &u->request + u->n_request, wanted - u->n_request, MSG_DONTWAIT);
+        while (r >= 0 && u->n_request < request_length(u)) {
+                ssize_t n = recv(u->asker, (uint8_t *) &u->request + u->n_request, request_length(u) - u->n_request,
+                                 MSG_DONTWAIT);
                 if (n < 0 && (errno == EAGAIN || errno == EINTR))
                         return;
                 if (n <= 0) {
@@ -311,12 +317,9 @@ static void hear(struct usernet *u) {
                         return;
                 }
                 u->n_request += (size_t) n;
-                if (u->n_request < sizeof(*q))
-                        continue;
-                r = check_head(q);
-                if (r >= 0)
-                        wanted = sizeof(*q) + q->n_exceptions * sizeof(struct network_range);
-        } while (r >= 0 && u->n_request < wanted);
+                if (u->n_request >= sizeof(u->request.head))
+                        r = check_head(&u->request.head);
+        }
         answer(u, r < 0 ? r : obey(u));
 }
 

@@ -469,6 +469,32 @@ static void test_wrong_requests(void) {
         CHECK(end());
 }
 
+/* It comes in two parts, and the process looks at the first alone. */
+static void test_a_request_in_parts(void) {
+        const struct {
+                struct usernet_request q;
+                struct network_range range;
+        } body = {{USERNET_VERSION, 1, 1}, {0x0a140000u, 16}};
+        const size_t parts[] = {4, sizeof(body.q), sizeof(body.q) + 4};
+        _cleanup_free_ char *path = path_join(dir, USERNET_SOCKET);
+        const struct op op = op_timeout(WAIT_MS);
+
+        REQUIRE(start() && learn_gateway());
+        for (size_t i = 0; i < ARRAY_SIZE(parts); i++) {
+                struct usernet_answer a = {.result = 1};
+                struct packet p;
+                _cleanup_close_ int fd = unix_connect(path, &op);
+
+                REQUIRE(write_full(fd, &body, parts[i], &op) == 0);
+                CHECK_INT(packets_before_echo(&p), 0); /* it has been through its loop: once to greet, */
+                CHECK_INT(packets_before_echo(&p), 0); /* once to hear */
+                REQUIRE(write_full(fd, (const char *) &body + parts[i], sizeof(body) - parts[i], &op) == 0);
+                CHECK_INT(read_full(fd, &a, sizeof(a), &op), 0);
+                CHECK_INT(a.result, 0);
+        }
+        CHECK(end());
+}
+
 /* Whoever says nothing is not waited for without end. */
 static void test_a_silent_asker(void) {
         _cleanup_free_ char *path = path_join(dir, USERNET_SOCKET);
@@ -647,6 +673,7 @@ int main(int argc, char **argv) {
         RUN(test_switching_off_cuts);
         RUN(test_an_address_that_the_host_gets);
         RUN(test_wrong_requests);
+        RUN(test_a_request_in_parts);
         RUN(test_a_silent_asker);
         RUN(test_wrong_frames);
         RUN(test_damaged_frames);
