@@ -65,6 +65,7 @@ static int make_argv(const struct network *net, struct strv *v) {
         return r < 0 ? r : strv_add(v, own);
 }
 
+/* -ESRCH: it has ended already. */
 static int spawn(struct network *net, struct error *err) {
         _cleanup_strv_ struct strv argv = {0};
         _cleanup_free_ char *path = path_join(net->dir, LOG_NAME);
@@ -90,7 +91,7 @@ static int spawn(struct network *net, struct error *err) {
         int fd = r < 0 ? r : proc_id_open(&id);
         if (fd < 0) {
                 process_end(pid, 0);
-                return fd;
+                return fd == -ESRCH ? fd : error_set_errno(err, fd, "The internet cannot be reached: pasta is lost");
         }
         net->uplink = (struct child){.id = id, .pidfd = fd};
         return 0;
@@ -150,6 +151,8 @@ int uplink_start(struct network *net, struct error *err) {
         child_forget(&net->uplink);
         net->uplink_not_before_ns = monotonic_ns() + AGAIN_NS;
         int r = spawn(net, err);
+        if (r == -ESRCH)
+                return explain(net, err);
         if (r < 0)
                 return r;
         r = write_down(net);
