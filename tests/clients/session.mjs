@@ -326,6 +326,28 @@ async function transfer(session, ws) {
   assert.ok(data.equals(await readFile(down)), "the file that came back is another");
 }
 
+async function network(session, ws) {
+  step("what it may reach");
+  const policy = await session.record("network_policy", { workspace_id: ws });
+  assert.deepEqual(policy.network_policy, { allow_internet: false, allow_inter_vm: false, allowed_ports: [] });
+
+  step("a port of it");
+  const forward = (action, more) => session.record("port_forward", { workspace_id: ws, action, ...more });
+  await session.record("exec_background", { workspace_id: ws, action: "start",
+    command: "cd /root && exec python3 -m http.server 8000 --bind 127.0.0.1" });
+  const listens = await session.exec(ws,
+    "for i in $(seq 300); do ss -ltnH | grep -q ':8000 ' && exit 0; sleep 0.1; done; exit 1");
+  assert.equal(listens.exit_code, 0, "the server in the workspace does not listen");
+  await session.exec(ws, "echo by the forward >/root/page");
+  const added = await forward("add", { guest_port: 8000 });
+  assert.equal(await (await fetch(`${added.url}/page`)).text(), "by the forward\n");
+  const { port_forwards } = await forward("list");
+  assert.deepEqual(port_forwards.map((one) => [one.guest_port, one.host_port]), [[8000, added.host_port]]);
+  await session.fails("conflict", ["8000"], "port_forward", { workspace_id: ws, action: "add", guest_port: 8000 });
+  await forward("remove", { guest_port: 8000 });
+  await assert.rejects(fetch(`${added.url}/page`));
+}
+
 async function destroy(session, ws) {
   step("destroy");
   assert.equal((await session.record("workspace_destroy", { workspace_id: ws })).destroyed, true);
@@ -362,6 +384,7 @@ async function main() {
   await jobs(session, ws);
   await transfer(session, ws);
   await saved(session, ws, name);
+  await network(session, ws);
   const second = await create(session, `${clientName}-two`);
   await parallel(session, ws, second);
   await destroy(session, ws);
