@@ -286,8 +286,30 @@ static uint32_t number_at(const struct frame *f, size_t at) {
         return ntohl(number);
 }
 
+#define IP_LENGTH_AT (14 + 2)
+#define PORT_AT (14 + 20 + 2)
 #define SEQ_AT (14 + 20 + 4)
 #define TEXT_AT (14 + 20 + 20)
+
+/* The next segment of this connection; an answer to another may come late. */
+static bool next_segment(const struct connection *c, struct frame *f) {
+        uint16_t port;
+
+        do {
+                if (!receive_frame(f))
+                        return false;
+                memcpy(&port, f->data + PORT_AT, sizeof(port));
+        } while (f->n < TEXT_AT || f->data[23] != IPPROTO_TCP || ntohs(port) != c->next.source_port);
+        return true;
+}
+
+/* By the IP header: a short frame is filled up. */
+static size_t text_length(const struct frame *f) {
+        uint16_t length;
+
+        memcpy(&length, f->data + IP_LENGTH_AT, sizeof(length));
+        return ntohs(length) < 40 ? 0 : ntohs(length) - 40u;
+}
 
 static bool open_connection(uint32_t to, struct connection *c) {
         static uint16_t source = 10000;
@@ -295,7 +317,7 @@ static bool open_connection(uint32_t to, struct connection *c) {
         struct packet p;
 
         *c = (struct connection){to, {.source_port = source++, .port = PORT, .seq = 1000, .syn = true}};
-        if (!send_frame(segment_to(to, &c->next)) || !receive_frame(&f) || !packet_of(&f, &p) || !p.syn || p.reset ||
+        if (!send_frame(segment_to(to, &c->next)) || !next_segment(c, &f) || !packet_of(&f, &p) || !p.syn || p.reset ||
             p.source != to)
                 return false;
         c->next.syn = false;
@@ -316,11 +338,11 @@ static bool talk(struct connection *c, const char *text) {
         c->next.text = NULL;
         c->next.seq += (uint32_t) n;
         do {
-                if (!receive_frame(&f))
+                if (!next_segment(c, &f))
                         return false;
-        } while (f.n < TEXT_AT + n || f.data[23] != IPPROTO_TCP || number_at(&f, SEQ_AT) != c->next.ack);
+        } while (text_length(&f) != n || number_at(&f, SEQ_AT) != c->next.ack);
         c->next.ack += (uint32_t) n;
-        return memcmp(f.data + f.n - n, text, n) == 0 && send_frame(segment_to(c->to, &c->next));
+        return memcmp(f.data + TEXT_AT, text, n) == 0 && send_frame(segment_to(c->to, &c->next));
 }
 
 /* ---- tests ---- */
