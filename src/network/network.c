@@ -20,6 +20,8 @@
 /* Between two tries of the keeper to mend what does not come back. */
 #define MEND_MS 2000
 #define CLOSE_MS 20000
+#define NAME_FREE_MS 2000 /* for the kernel to remove a tap */
+#define NAME_LOOK_MS 5
 
 /* --- who is busy --- */
 
@@ -266,6 +268,22 @@ static int make_tap(struct network *net, const struct card *card, bool attached,
         return r < 0 ? r : supervise_call(net, HELPER_TAP, &body, sizeof(body), ret_fd, err);
 }
 
+/* A tap that was let go of keeps its name until the kernel has removed it, which takes it some milliseconds: a spare
+ * one that nobody expects any more is closed at the moment at which its address has become a workspace's. */
+static int make_tap_patiently(struct network *net, const struct card *card, bool attached, const struct op *op,
+                              int *ret_fd, struct error *err) {
+        const struct op moment = op_sub(op, NAME_FREE_MS);
+
+        for (;;) {
+                int r = make_tap(net, card, attached, ret_fd, err);
+                const struct op pause = op_sub(&moment, NAME_LOOK_MS);
+                if (r != -EBUSY || op_check(&moment) < 0)
+                        return r;
+                error_clear(err);
+                (void) wait_fd(-1, 0, &pause);
+        }
+}
+
 /* -1: there is none. */
 static int take_spare(struct network *net, const struct card *card) {
         LOCK(&net->lock);
@@ -294,7 +312,7 @@ int network_tap(struct network *net, const struct card *card, bool attached, con
                 *ret_fd = fd;
         else {
                 close_fd(fd);
-                r = make_tap(net, card, attached, ret_fd, err);
+                r = make_tap_patiently(net, card, attached, op, ret_fd, err);
         }
         network_release(net);
         return r;
