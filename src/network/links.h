@@ -24,8 +24,8 @@ struct links_gateway {
  * only, as far as /proc/sys can be written. */
 int links_settings(struct error *err);
 /* Makes the bridge with the gateway's address, and the loopback interface, and puts them up; what has no other route
- * goes to the latter, by the rules, which refuse it. Changes nothing of a
- * bridge that is there, and fails when that one has another address (-EEXIST, conflict). */
+ * goes to the latter, by the rules, which refuse it. Changes nothing of a bridge that is there, and fails when that one
+ * has another address (-EEXIST, conflict). */
 int links_bridge(struct netlink *nl, const struct links_gateway *gateway, const struct op *op, struct error *err);
 
 /* A new tap for a card, with its neighbour, on no bridge, and down until it is on one: its frames go nowhere. Lives as

@@ -101,11 +101,12 @@ static int release_addresses(struct core *core, struct error *err) {
 
 /* --- cards --- */
 
-/* One whose card may not be on the network, referenced. */
-static struct workspace *next_unsure(struct core *core) {
+/* One whose card may not be on the network, claimed; also one of the pool, which nobody could claim by its name. */
+static struct workspace *claim_unsure(struct core *core) {
         LOCK(&core->lock);
         for (struct workspace *ws = core->first; ws; ws = ws->next)
                 if (ws->card_unsure && !ws->busy && ws->row.state == WS_RUNNING) {
+                        ws->busy = true;
                         ws->refs++;
                         return ws;
                 }
@@ -115,19 +116,15 @@ static struct workspace *next_unsure(struct core *core) {
 static int attach_cards(struct core *core, struct error *err) {
         for (;;) {
                 const struct op op = tidy_op(core);
-                _cleanup_claim_ struct workspace *ws = NULL;
-                _cleanup_workspace_ struct workspace *found = next_unsure(core);
+                _cleanup_claim_ struct workspace *ws = claim_unsure(core);
 
-                if (!found)
+                if (!ws)
                         return 0;
-                int r = workspace_claim(core, found->id, &op, &ws, NULL);
-                if (r >= 0 && ws->row.state == WS_RUNNING)
-                        r = workspace_attach_card(ws, &op, err);
+                int r = workspace_attach_card(ws, &op, err);
                 if (r == -ENODEV || r == -ESRCH) {
-                        log_warn("A workspace has lost its network", "workspace", found->id, "error",
-                                 error_message(err));
+                        log_warn("A workspace has lost its network", "workspace", ws->id, "error", error_message(err));
                         error_clear(err);
-                } else if (r < 0 && r != -ENOENT)
+                } else if (r < 0)
                         return r;
         }
 }

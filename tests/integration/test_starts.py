@@ -293,3 +293,24 @@ def test_many_creates_at_once():
         for t in threads:
             t.join(120)
         assert len(made) == len(set(made)) == 8 and {start for _, start in made} <= {"pool", "template"}
+
+
+def test_a_machine_of_the_pool_keeps_the_next_daemon_from_nothing():
+    for host in make_host("[templates]\nmax_gb = 8\n[pool]\nsize = 1\n"):
+        client = host.client()
+        host.warm()
+        client.call("workspace_create")
+        wait_until(lambda host=host: len(host.vm_pids()) == 2, 60, "the pool")
+        wait_until(lambda host=host: json.loads(host.cli("status", "--json").stdout)["pool"]["ready"] == 1, 20,
+                   "the machine")
+        host.kill_daemon()
+        client.call("workspace_list")
+        # It looks at the cards of all machines in the background, and goes on to addresses that are free again.
+        first = client.call("workspace_create", disk_gb=9)
+        client.call("workspace_destroy", workspace_id=first["workspace_id"])
+        for _ in range(20):
+            other = client.call("workspace_create", disk_gb=9)
+            if other["ip"] == first["ip"]:
+                break
+            client.call("workspace_destroy", workspace_id=other["workspace_id"])
+        assert other["ip"] == first["ip"]
